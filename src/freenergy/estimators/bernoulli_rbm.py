@@ -1,0 +1,582 @@
+"""The restricted Boltzmann machine with scikit-learn's interface."""
+
+from __future__ import annotations
+
+import numbers
+import os
+import warnings
+from typing import Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from freenergy._version import __version__
+from freenergy.estimators.validation import check_finite, check_range, unchanged_on_error
+from freenergy.inference import (
+    gibbs,
+    pseudo_log_likelihood,
+    stochastic_pseudo_log_likelihood,
+)
+from freenergy.models import RBM
+from freenergy.random import RandomStream
+from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from freenergy.training.options import TrainingOptions
+from freenergy.training.rows import Rows, as_rows
+from freenergy.training.run import model_spec
+from freenergy.training.trainer import DivergenceError, Trainer, initialize
+
+__all__ = ["BernoulliRBM"]
+
+_DTYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
+_WATCHED_ROWS = 1000
+_BLOCK_ELEMENTS = 2**24
+
+
+class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    r"""Restricted Boltzmann machine with 0/1 units, a drop-in for scikit-learn's class.
+
+    The parameters down to ``random_state``, the attributes and the methods that scikit-learn's
+    ``BernoulliRBM`` has mean the same here. Beyond them there are contrastive divergence and the
+    extended mean field beside persistent chains, control of the temperature, samples, free
+    energies, and training on a GPU.
+
+    .. math:: E(v, h) = -a^\top v - b^\top h - v^\top W h, \qquad p(v, h) \propto e^{-\beta E}
+
+    Parameters
+    ----------
+    n_components : int, default=256
+        Number of hidden units.
+    learning_rate : float, default=0.1
+    batch_size : int, default=10
+    n_iter : int, default=10
+        Passes over the data.
+    verbose : int, default=0
+        Not zero: print a line after each pass.
+    random_state : int, RandomState instance or None, default=None
+        An int seeds a fast stream of its own: one seed gives the same bits on the same CPU with
+        the same number of threads. The draws of a RandomState instance are used as they come, in
+        scikit-learn's order.
+    method : {"pcd", "cd", "emf"}, default="pcd"
+        Negative phase: persistent chains (as scikit-learn), chains started at the data, or the
+        extended mean field.
+    n_steps : int, default=1
+        Gibbs steps or mean-field sweeps for each update.
+    n_chains : int or None, default=None
+        Number of persistent chains or mean-field states; None is ``batch_size``.
+    mean_field_order : {1, 2, 3}, default=2
+        For ``method="emf"``: naive mean field, TAP, or TAP to third order.
+    beta : float, default=1.0
+        Inverse temperature of the model, in training and in every method.
+    centered : bool, default=False
+        Use the centred gradient, which learns better where many pixels are mostly on. False is
+        scikit-learn's update.
+    momentum : float, default=0.0
+    learning_rate_decay : float, default=0.0
+        Pass *t* (from 0) uses ``learning_rate / (1 + learning_rate_decay * t)``.
+    l1, l2 : float, default=0.0
+        Weight decay.
+    weight_constraint : {"l1", "l2", "frobenius"} or None, default=None
+        After each pass: project each hidden unit's weights on the L1 or L2 ball of radius
+        ``max_norm``, or rescale all weights to the Frobenius norm ``max_norm``. The norm of the
+        weights is an inverse temperature.
+    max_norm : float or None, default=None
+        Required by ``weight_constraint``.
+    damping : float, default=0.5
+        Of the mean-field sweeps.
+    persistent : bool, default=True
+        Whether mean-field states go on between updates or start at each batch.
+    shuffle : bool, default=True
+        Visit the rows in a new order in each pass.
+    device : str, default="cpu"
+        ``"cpu"``, ``"cuda"``, any torch device, or ``"auto"``: a GPU where there is one.
+    validate_range : bool, default=True
+        Refuse values outside [0, 1] in ``fit``. False takes any finite value, as scikit-learn
+        does, though such values have no meaning for 0/1 units.
+
+    Attributes
+    ----------
+    components_ : ndarray of shape (n_components, n_features)
+        Weights, :math:`W^\top`.
+    intercept_hidden_ : ndarray of shape (n_components,)
+    intercept_visible_ : ndarray of shape (n_features,)
+    h_samples_ : ndarray of shape (n_chains, n_components)
+        Hidden states of the persistent chains (of the mean-field states with ``"emf"``); absent
+        where nothing persists.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of shape (n_features,)
+        Only where the columns of ``X`` have names.
+    history_ : dict of list
+        Numbers of each pass by name: ``epoch``, ``learning_rate``, ``seconds``, and
+        ``pseudo_likelihood`` where ``verbose`` asks for it.
+    model_ : freenergy.models.RBM
+        The trained module.
+
+    References
+    ----------
+    Tieleman, *Training restricted Boltzmann machines using approximations to the likelihood
+    gradient*, ICML 2008; Gabrié, Tramel, Krzakala, arXiv:1506.02914; Melchior, Fischer, Wiskott,
+    *How to center deep Boltzmann machines*, JMLR 17, 2016.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import freenergy as fe
+    >>> X = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]])
+    >>> rbm = fe.BernoulliRBM(n_components=2, random_state=0).fit(X)
+    >>> rbm
+    BernoulliRBM(n_components=2, random_state=0)
+    >>> rbm.transform(X).shape, rbm.sample(5).shape
+    ((4, 2), (5, 3))
+    """
+
+    def __init__(
+        self,
+        n_components: int = 256,
+        *,
+        learning_rate: float = 0.1,
+        batch_size: int = 10,
+        n_iter: int = 10,
+        verbose: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+        method: str = "pcd",
+        n_steps: int = 1,
+        n_chains: int | None = None,
+        mean_field_order: int = 2,
+        beta: float = 1.0,
+        centered: bool = False,
+        momentum: float = 0.0,
+        learning_rate_decay: float = 0.0,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        weight_constraint: str | None = None,
+        max_norm: float | None = None,
+        damping: float = 0.5,
+        persistent: bool = True,
+        shuffle: bool = True,
+        device: str = "cpu",
+        validate_range: bool = True,
+    ) -> None:
+        self.n_components = n_components
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.n_iter = n_iter
+        self.verbose = verbose
+        self.random_state = random_state
+        self.method = method
+        self.n_steps = n_steps
+        self.n_chains = n_chains
+        self.mean_field_order = mean_field_order
+        self.beta = beta
+        self.centered = centered
+        self.momentum = momentum
+        self.learning_rate_decay = learning_rate_decay
+        self.l1 = l1
+        self.l2 = l2
+        self.weight_constraint = weight_constraint
+        self.max_norm = max_norm
+        self.damping = damping
+        self.persistent = persistent
+        self.shuffle = shuffle
+        self.device = device
+        self.validate_range = validate_range
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Train a new model on the rows of ``X``.
+
+        Ctrl-C ends training with a warning and the model of the last complete pass.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
+            Values in [0, 1]; grey values count as probabilities of 1. Sparse input stays sparse
+            until its batch.
+        y : ignored
+
+        Returns
+        -------
+        BernoulliRBM
+            The fitted estimator itself.
+
+        Raises
+        ------
+        ValueError
+            When ``X`` is empty or has NaN, infinities or values outside [0, 1] (the column is
+            named), or a parameter is impossible. A fitted estimator then stays as it was.
+        DivergenceError
+            When the parameters became infinite or NaN. The estimator then holds the model of the
+            last good pass.
+        """
+        with unchanged_on_error(self, ValueError, TypeError):
+            rows, dtype = self._training_rows(X, reset=True)
+            trainer = self._start(rows, dtype)
+        if self.verbose:
+            trainer.monitors = (_PseudoLikelihood(rows, self.beta),)
+        try:
+            trainer.fit(rows, on_epoch=self._print_epoch if self.verbose else None)
+        except KeyboardInterrupt:
+            warnings.warn(
+                f"training was interrupted; the model of pass {trainer.epoch} is kept",
+                UserWarning,
+                stacklevel=2,
+            )
+        finally:
+            trainer.monitors = ()
+            self._publish(trainer)
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """Make one update with all rows of ``X`` as one batch.
+
+        The first call starts a model; later ones, and those after :meth:`fit`, go on with it.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
+        y : ignored
+
+        Returns
+        -------
+        BernoulliRBM
+            The estimator itself.
+
+        Raises
+        ------
+        ValueError, DivergenceError
+            As :meth:`fit`. The estimator then stays as it was.
+        """
+        first = not hasattr(self, "model_")
+        with unchanged_on_error(self, ValueError, TypeError):
+            rows, dtype = self._training_rows(X, reset=first)
+            trainer = self._start(rows, dtype) if first else self._trainer
+        before = trainer.state()
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = float(self.learning_rate)
+        trainer.update(rows.take(slice(0, len(rows))))
+        if not all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters()):
+            trainer.restore(*before)
+            raise DivergenceError(
+                "the parameters are not finite after this update, which was undone; lower "
+                f"learning_rate (now {self.learning_rate:g})"
+            )
+        self._publish(trainer)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        r"""Activation probabilities of the hidden units, :math:`p(h_j = 1 \mid v)`.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_components)
+        """
+        return self._map_rows(X, lambda v: self.model_.hidden_mean(v, self.beta))
+
+    def free_energy(self, X: Any) -> np.ndarray:
+        r"""Free energy of each row, :math:`F(v; \beta)`; :math:`\ln p(v) = -\beta F - \ln Z`.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        return self._map_rows(X, lambda v: self.model_.free_energy(v, self.beta))
+
+    def score_samples(self, X: Any, *, method: str = "stochastic") -> np.ndarray:
+        """Log pseudo-likelihood of each row.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
+        method : {"stochastic", "exact"}, default="stochastic"
+            One random unit of each row, as scikit-learn, or all units, without noise, at
+            ``n_features`` times the cost.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), in nats.
+        """
+        if method == "exact":
+            return self._map_rows(X, lambda v: pseudo_log_likelihood(self.model_, v, self.beta))
+        if method != "stochastic":
+            raise ValueError(f"method must be 'stochastic' or 'exact', got {method!r}")
+        random = RandomStream(check_random_state(self.random_state), self._model_device())
+        return self._map_rows(
+            X, lambda v: stochastic_pseudo_log_likelihood(self.model_, v, random, self.beta)
+        )
+
+    def gibbs(self, v: Any) -> np.ndarray:
+        """Make one Gibbs step v → h → v from each row.
+
+        Parameters
+        ----------
+        v : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of bool, shape (n_samples, n_features)
+        """
+        stepped = self._map_rows(
+            v, lambda rows: gibbs(self.model_, rows, 1, beta=self.beta, random=self._random).visible
+        )
+        return stepped > 0.5
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        *,
+        n_steps: int = 1000,
+        start: Any = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> np.ndarray:
+        """Draw visible states from the model with parallel Gibbs chains.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of chains; each gives one state.
+        n_steps : int, default=1000
+            Steps of each chain. Chains of a strongly coupled model need many to forget where
+            they started.
+        start : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features), default=None
+            Rows to start from, instead of at random.
+        random_state : int, RandomState instance or None, default=None
+            None goes on with the estimator's own stream.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+            Zeros and ones.
+        """
+        check_is_fitted(self)
+        random = self._random
+        if random_state is not None:
+            random = RandomStream(random_state, self._model_device())
+        if start is None:
+            chains = gibbs(self.model_, n_samples, n_steps, beta=self.beta, random=random)
+            return chains.visible.cpu().numpy()
+        return self._map_rows(
+            start,
+            lambda v: gibbs(self.model_, v, n_steps, beta=self.beta, random=random).visible,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator to one safetensors file, atomically and without pickle.
+
+        Everything is kept that :meth:`partial_fit` needs to go on to the same bits, save a
+        ``random_state`` that is a RandomState instance, which becomes None.
+
+        Parameters
+        ----------
+        path : path-like
+        """
+        check_is_fitted(self)
+        tensors, values = self._trainer.state()
+        parameters = self.get_params(deep=False)
+        if not isinstance(self.random_state, numbers.Integral):
+            parameters["random_state"] = None
+        names = getattr(self, "feature_names_in_", None)
+        values |= {
+            "model": model_spec(self.model_),
+            "estimator": {
+                "class": type(self).__name__,
+                "version": __version__,
+                "parameters": {k: _plain(v) for k, v in parameters.items()},
+                "feature_names_in": None if names is None else list(names),
+            },
+        }
+        save_checkpoint(path, tensors, values)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Returns
+        -------
+        BernoulliRBM
+            Fitted.
+
+        Raises
+        ------
+        CheckpointError
+            When the file is missing, damaged, or holds another kind of model.
+        """
+        tensors, values = load_checkpoint(path)
+        saved = values.get("estimator", {})
+        if saved.get("class") != cls.__name__:
+            raise CheckpointError(f"{path} holds no {cls.__name__}")
+        estimator = cls(**saved["parameters"])
+        model = RBM(
+            **values["model"],
+            dtype=tensors["model.weight"].dtype,
+            device=_torch_device(estimator.device),
+        )
+        host = np.random.RandomState() if _is_legacy(values["random"]) else 0
+        trainer = estimator._trainer_for(model, RandomStream(host, model.weight.device), host)
+        trainer.restore(tensors, values)
+        estimator.n_features_in_ = model.n_visible
+        if saved["feature_names_in"] is not None:
+            estimator.feature_names_in_ = np.asarray(saved["feature_names_in"], dtype=object)
+        estimator._publish(trainer)
+        return estimator
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _options(self) -> TrainingOptions:
+        return TrainingOptions(
+            method=self.method,
+            n_epochs=self.n_iter,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            learning_rate_decay=self.learning_rate_decay,
+            momentum=self.momentum,
+            l1=self.l1,
+            l2=self.l2,
+            n_steps=self.n_steps,
+            n_chains=self.n_chains,
+            mean_field_order=self.mean_field_order,
+            damping=self.damping,
+            persistent=self.persistent,
+            centered=self.centered,
+            beta=self.beta,
+            weight_constraint=self.weight_constraint,
+            max_norm=self.max_norm,
+            shuffle=self.shuffle,
+        )
+
+    def _training_rows(self, X: Any, reset: bool) -> tuple[Rows, torch.dtype]:
+        self._options()
+        matrix = self._validated(X, reset)
+        if self.validate_range:
+            check_range(matrix, 0.0, 1.0, getattr(self, "feature_names_in_", None))
+        dtype = _DTYPES[matrix.dtype] if reset else self.model_.weight.dtype
+        device = _torch_device(self.device) if reset else self._model_device()
+        return as_rows(matrix, torch.empty(0, dtype=dtype, device=device)), dtype
+
+    def _validated(self, X: Any, reset: bool) -> Any:
+        matrix = validate_data(
+            self,
+            X,
+            reset=reset,
+            accept_sparse="csr",
+            dtype=(np.float64, np.float32),
+            ensure_all_finite=False,
+        )
+        check_finite(matrix, getattr(self, "feature_names_in_", None))
+        return matrix
+
+    def _start(self, rows: Rows, dtype: torch.dtype) -> Trainer:
+        device = _torch_device(self.device)
+        model = RBM(rows.width, self.n_components, dtype=dtype, device=device)
+        seed: Any = self.random_state
+        if seed is None:
+            # From NumPy's global state, so that np.random.seed makes it repeatable.
+            seed = int(check_random_state(None).randint(2**31))
+        elif not isinstance(seed, np.random.RandomState):
+            seed = int(seed)
+        random = RandomStream(seed, device)
+        initialize(model, rows, random, self.beta)
+        return self._trainer_for(model, random, seed)
+
+    def _trainer_for(
+        self, model: RBM, random: RandomStream, seed: int | np.random.RandomState
+    ) -> Trainer:
+        own = isinstance(seed, int)
+        order = RandomStream(np.random.SeedSequence([seed, 1])) if own else RandomStream(seed)
+        return Trainer(model, self._options(), random, order=order)
+
+    def _print_epoch(self, trainer: Trainer) -> None:
+        record = trainer.history[-1]
+        print(
+            f"[{type(self).__name__}] Iteration {record['epoch']}, "
+            f"pseudo-likelihood = {record['pseudo_likelihood']:.2f}, "
+            f"time = {record['seconds']:.2f}s"
+        )
+
+    def _publish(self, trainer: Trainer) -> None:
+        """Set the fitted attributes from a trainer, which is kept for ``partial_fit``."""
+        model = trainer.model
+        self._trainer = trainer
+        self._random = trainer.random
+        self.model_ = model
+        self.components_ = _array(model.weight.T)
+        self.intercept_hidden_ = _array(model.hidden_bias)
+        self.intercept_visible_ = _array(model.visible_bias)
+        self._n_features_out = model.n_hidden
+        state = trainer.gradient.state()
+        for name in ("chain", "hidden_state"):
+            if name in state:
+                self.h_samples_ = _array(state[name])
+        columns = list(dict.fromkeys(name for record in trainer.history for name in record))
+        self.history_ = {name: [record.get(name) for record in trainer.history] for name in columns}
+
+    def _model_device(self) -> torch.device:
+        return self.model_.weight.device
+
+    def _map_rows(self, X: Any, function: Any) -> np.ndarray:
+        """Apply a function of visible states to validated rows."""
+        check_is_fitted(self)
+        rows = as_rows(self._validated(X, reset=False), self.model_.weight.detach())
+        # In blocks, so that sparse rows are never all dense at once.
+        block = max(1, _BLOCK_ELEMENTS // max(self.model_.n_visible, self.model_.n_hidden))
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(rows), block):
+                result: Tensor = function(rows.take(slice(start, start + block)))
+                parts.append(result.cpu().numpy())
+        return np.concatenate(parts)
+
+
+class _PseudoLikelihood:
+    """Monitor for ``verbose``: has draws of its own, so that watching changes nothing."""
+
+    def __init__(self, rows: Rows, beta: float) -> None:
+        self.rows = rows.take(slice(0, _WATCHED_ROWS))
+        self.beta = beta
+
+    def __call__(self, model: RBM) -> dict[str, float]:
+        random = RandomStream(0, model.weight.device)
+        score = stochastic_pseudo_log_likelihood(model, self.rows, random, self.beta)
+        return {"pseudo_likelihood": float(score.mean())}
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_legacy(state: dict[str, Any]) -> bool:
+    return bool(state["host"]["bit_generator"] == "MT19937")
+
+
+def _torch_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is not known to torch") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch finds no GPU; use 'auto'")
+    return chosen

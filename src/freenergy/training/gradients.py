@@ -1,0 +1,252 @@
+r"""Estimators of the likelihood gradient: contrastive divergence and the extended mean field.
+
+The gradient of :math:`\langle\ln p(v)\rangle` in the weights is :math:`\beta(\langle v h^\top
+\rangle_\text{data} - \langle v h^\top \rangle_\text{model})`. The estimators differ in where the
+second average, the negative phase, is taken:
+
+========  =========================================================================
+``cd``    chains that start at the batch and make *k* Gibbs steps
+``pcd``   chains that persist from update to update and make *k* steps for each
+``emf``   magnetisations that minimise the mean-field free energy of order 1, 2 or 3
+========  =========================================================================
+
+An estimator writes the gradient of the *negative* log-likelihood into the parameters' ``.grad``,
+so that any torch optimiser can follow it.
+
+Both phases are rows of one pair of matrices, :math:`V = [v_\text{data}; v_\text{model}]` and
+:math:`H`, with weights :math:`w = \mp\beta/n` on the rows: one product gives both hidden fields and
+one, :math:`V^\top \operatorname{diag}(w) H`, the whole gradient.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from freenergy.inference.gibbs import random_hidden
+from freenergy.inference.mean_field import PlefkaExpansion
+from freenergy.models import RBM
+from freenergy.random import RandomStream
+from freenergy.training.options import TrainingOptions
+
+__all__ = [
+    "ContrastiveDivergence",
+    "ExtendedMeanField",
+    "GradientEstimator",
+    "PersistentContrastiveDivergence",
+    "gradient_estimator",
+]
+
+_OFFSET_RATE = 0.01
+
+
+class GradientEstimator(ABC):
+    """Base of the estimators: the two phases in one buffer, and the (centred) gradient.
+
+    Parameters
+    ----------
+    model : RBM
+    options : TrainingOptions
+    random : RandomStream
+        Source of the chains' draws, on the model's device.
+    """
+
+    def __init__(self, model: RBM, options: TrainingOptions, random: RandomStream) -> None:
+        self.model = model
+        self.options = options
+        self.random = random
+        # Offsets start where the model starts: hidden units in zero field; the visible offset
+        # follows from the visible bias, which the trainer set to the data's means.
+        self._offset_visible = model.visible.mean(options.beta * model.visible_bias.detach())
+        self._offset_hidden = model.hidden.mean(options.beta * model.hidden_bias.detach())
+        self._rows: tuple[int, int] = (-1, -1)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    @abstractmethod
+    def compute(self, batch: Tensor) -> None:
+        """Write the gradient for a batch of shape (n, n_visible) into the parameters' ``.grad``."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that must persist between updates, by name."""
+        return {
+            "offset_visible": self._offset_visible,
+            "offset_hidden": self._offset_hidden,
+            **self._persistent_state(),
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from tensors that :meth:`state` returned."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+    def _persistent_state(self) -> dict[str, Tensor]:
+        return {}
+
+    def _stack(self, n_data: int, n_model: int) -> None:
+        """Buffers for the two phases, the data's rows first."""
+        if self._rows == (n_data, n_model):
+            return
+        self._rows = (n_data, n_model)
+        new = self.model.weight.new_empty
+        n = n_data + n_model
+        self._visible, self._hidden = new(n, self.model.n_visible), new(n, self.model.n_hidden)
+        self._field = new(n, self.model.n_hidden)
+        self._row_weight = new(n)
+        self._row_weight[:n_data] = -self.options.beta / n_data
+        self._row_weight[n_data:] = self.options.beta / n_model
+
+    def _write_gradient(self) -> None:
+        """The gradient from the stacked phases; the hidden buffer is used up."""
+        model, n_data = self.model, self._rows[0]
+        weight_grad, visible_grad, hidden_grad = (
+            model.weight.grad,
+            model.visible_bias.grad,
+            model.hidden_bias.grad,
+        )
+        assert weight_grad is not None and visible_grad is not None and hidden_grad is not None
+        if self.options.centered:
+            self._offset_visible.lerp_(self._visible[:n_data].mean(0), _OFFSET_RATE)
+            self._offset_hidden.lerp_(self._hidden[:n_data].mean(0), _OFFSET_RATE)
+            self._hidden.sub_(self._offset_hidden)
+        torch.mv(self._visible.T, self._row_weight, out=visible_grad)
+        # The weights of all rows sum to zero, so the offset drops out of this sum.
+        self._hidden.mul_(self._row_weight[:, None])
+        torch.sum(self._hidden, 0, out=hidden_grad)
+        torch.mm(self._visible.T, self._hidden, out=weight_grad)
+        if self.options.centered:
+            weight_grad.addr_(self._offset_visible, hidden_grad, alpha=-1)
+
+    def _center_biases(self) -> None:
+        """Carry the centred weight gradient over to the biases of the uncentred model."""
+        model = self.model
+        assert model.visible_bias.grad is not None and model.hidden_bias.grad is not None
+        if self.options.centered and model.weight.grad is not None:
+            model.visible_bias.grad.addmv_(model.weight.grad, self._offset_hidden, alpha=-1)
+            model.hidden_bias.grad.addmv_(model.weight.grad.T, self._offset_visible, alpha=-1)
+
+
+class ContrastiveDivergence(GradientEstimator):
+    """CD-k: the chains of each update start at its batch (Hinton 2002)."""
+
+    @torch.no_grad()
+    def compute(self, batch: Tensor) -> None:
+        model, beta, n = self.model, self.options.beta, len(batch)
+        self._stack(n, n)
+        self._visible[:n].copy_(batch)
+        data, chain = self._field[:n], self._field[n:]
+        model.hidden_field(self._visible[:n], beta, out=data)
+        model.hidden.mean(data, out=self._hidden[:n])
+        model.hidden.sample(data, self.random, out=chain)
+        for step in range(self.options.n_steps):
+            if step > 0:
+                model.sample_hidden(self._visible[n:], self.random, beta, out=chain)
+            model.sample_visible(chain, self.random, beta, out=self._visible[n:])
+        model.hidden_field(self._visible[n:], beta, out=chain)
+        model.hidden.mean(chain, out=self._hidden[n:])
+        self._write_gradient()
+        self._center_biases()
+
+
+class PersistentContrastiveDivergence(GradientEstimator):
+    """PCD-k: chains that go on from update to update (Younes 1989; Tieleman 2008).
+
+    The chain is kept by its hidden state, so that the last v → h of an update shares one product
+    with the data's.
+    """
+
+    def __init__(self, model: RBM, options: TrainingOptions, random: RandomStream) -> None:
+        super().__init__(model, options, random)
+        # Zeros (or the lowest value), as scikit-learn's chains: they forget it in a few steps.
+        self.chain = model.weight.new_full(
+            (options.chains, model.n_hidden), model.hidden.support[0], requires_grad=False
+        )
+
+    @torch.no_grad()
+    def compute(self, batch: Tensor) -> None:
+        model, beta, n = self.model, self.options.beta, len(batch)
+        self._stack(n, len(self.chain))
+        self._visible[:n].copy_(batch)
+        for step in range(self.options.n_steps):
+            if step > 0:
+                model.sample_hidden(self._visible[n:], self.random, beta, out=self.chain)
+            model.sample_visible(self.chain, self.random, beta, out=self._visible[n:])
+        model.hidden_field(self._visible, beta, out=self._field)
+        model.hidden.mean(self._field, out=self._hidden)
+        model.hidden.sample(self._field[n:], self.random, out=self.chain)
+        self._write_gradient()
+        self._center_biases()
+
+    def _persistent_state(self) -> dict[str, Tensor]:
+        return {"chain": self.chain}
+
+
+class ExtendedMeanField(GradientEstimator):
+    """EMF: the negative phase is the gradient of the TAP free energy (Gabrié et al. 2015).
+
+    States are magnetisations of both layers, swept ``n_steps`` times for each update. They
+    persist between updates, or start at the rows of each batch.
+    """
+
+    def __init__(self, model: RBM, options: TrainingOptions, random: RandomStream) -> None:
+        super().__init__(model, options, random)
+        self._expansion = PlefkaExpansion(model, options.mean_field_order, options.beta)
+        n = options.chains
+        # Distinct starts, so that the states can settle in different minima.
+        hidden = random_hidden(model, n, random)
+        self.visible_state = model.visible_mean(hidden, options.beta).detach()
+        self.hidden_state = model.hidden_mean(self.visible_state, options.beta).detach()
+
+    @torch.no_grad()
+    def compute(self, batch: Tensor) -> None:
+        model, options, n = self.model, self.options, len(batch)
+        self._expansion.refresh()
+        data_field = model.hidden_field(batch, options.beta)
+        if options.persistent:
+            visible, hidden = self.visible_state, self.hidden_state
+        else:
+            visible, hidden = batch.clone(), model.hidden.mean(data_field)
+        for _ in range(options.n_steps):
+            self._expansion.sweep(visible, hidden, options.damping)
+        self._stack(n, len(visible))
+        self._visible[:n].copy_(batch)
+        self._visible[n:].copy_(visible)
+        model.hidden.mean(data_field, out=self._hidden[:n])
+        self._hidden[n:].copy_(hidden)
+        self._write_gradient()
+        assert model.weight.grad is not None
+        self._expansion.add_corrections(model.weight.grad, visible, hidden)
+        self._center_biases()
+
+    def _persistent_state(self) -> dict[str, Tensor]:
+        if not self.options.persistent:
+            return {}
+        return {"visible_state": self.visible_state, "hidden_state": self.hidden_state}
+
+
+_ESTIMATORS: dict[str, type[GradientEstimator]] = {
+    "cd": ContrastiveDivergence,
+    "pcd": PersistentContrastiveDivergence,
+    "emf": ExtendedMeanField,
+}
+
+
+def gradient_estimator(
+    model: RBM, options: TrainingOptions, random: RandomStream
+) -> GradientEstimator:
+    """The estimator that ``options.method`` names.
+
+    Examples
+    --------
+    >>> from freenergy.models import RBM
+    >>> from freenergy.random import RandomStream
+    >>> from freenergy.training import TrainingOptions
+    >>> rbm = RBM(4, 3)
+    >>> estimator = gradient_estimator(rbm, TrainingOptions(method="cd"), RandomStream(0))
+    >>> estimator.compute(torch.ones(10, 4))
+    >>> rbm.weight.grad.shape
+    torch.Size([4, 3])
+    """
+    return _ESTIMATORS[options.method](model, options, random)

@@ -1,0 +1,159 @@
+"""What a training run is asked to do, validated once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+from freenergy.normalization.constraints import CONSTRAINTS
+
+__all__ = ["METHODS", "TrainingOptions"]
+
+METHODS = ("cd", "pcd", "emf")
+"""Gradient estimators that :class:`TrainingOptions` knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    r"""Options of a training run.
+
+    Parameters
+    ----------
+    method : {"pcd", "cd", "emf"}, default="pcd"
+        Negative phase: persistent chains, chains started at the batch, or the extended mean field.
+    n_epochs : int, default=10
+        Passes over the data.
+    batch_size : int, default=100
+    learning_rate : float, default=0.01
+    learning_rate_decay : float, default=0.0
+        Epoch *t* (from 0) uses ``learning_rate / (1 + learning_rate_decay * t)``.
+    momentum : float, default=0.0
+        As in :class:`torch.optim.SGD`.
+    l1, l2 : float, default=0.0
+        Decay of the weights (not of the biases): gradients of ``l1 * |W|₁`` and ``l2/2 * |W|₂²``.
+    n_steps : int, default=1
+        Gibbs steps (cd, pcd) or mean-field sweeps (emf) for each update.
+    n_chains : int or None, default=None
+        Persistent chains or mean-field states; None is ``batch_size``.
+    mean_field_order : {1, 2, 3}, default=2
+        Of the extended mean field: naive, TAP, or TAP to third order.
+    damping : float, default=0.5
+        Of the mean-field sweeps.
+    persistent : bool, default=True
+        Whether mean-field states go on from update to update, or start at each batch.
+    centered : bool, default=True
+        Subtract running means of the units in the gradient, which makes it invariant to flips.
+    beta : float, default=1.0
+        Inverse temperature at which the model is trained.
+    weight_constraint : {"l1", "l2", "frobenius"} or None, default=None
+        After each epoch: project each hidden unit's weights on the L1 or L2 ball of radius
+        ``max_norm``, or rescale the matrix to Frobenius norm ``max_norm``.
+    max_norm : float or None, default=None
+        Required by ``weight_constraint``.
+    shuffle : bool, default=True
+        Whether each epoch visits the rows in a new random order.
+
+    Raises
+    ------
+    ValueError
+        When an option is impossible; the message names it.
+
+    Examples
+    --------
+    >>> TrainingOptions(method="emf", n_steps=3).mean_field_order
+    2
+    >>> TrainingOptions(momentum=1.5)
+    Traceback (most recent call last):
+        ...
+    ValueError: momentum must lie in [0, 1), got 1.5
+    """
+
+    method: str = "pcd"
+    n_epochs: int = 10
+    batch_size: int = 100
+    learning_rate: float = 0.01
+    learning_rate_decay: float = 0.0
+    momentum: float = 0.0
+    l1: float = 0.0
+    l2: float = 0.0
+    n_steps: int = 1
+    n_chains: int | None = None
+    mean_field_order: int = 2
+    damping: float = 0.5
+    persistent: bool = True
+    centered: bool = True
+    beta: float = 1.0
+    weight_constraint: str | None = None
+    max_norm: float | None = None
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("mean_field_order", self.mean_field_order, (1, 2, 3))
+        _one_of("weight_constraint", self.weight_constraint, (None, *CONSTRAINTS))
+        _at_least("n_epochs", self.n_epochs, 0)
+        for name in ("batch_size", "n_steps"):
+            _at_least(name, getattr(self, name), 1)
+        if self.n_chains is not None:
+            _at_least("n_chains", self.n_chains, 1)
+        for name in ("learning_rate", "beta"):
+            _positive(name, getattr(self, name))
+        for name in ("learning_rate_decay", "l1", "l2"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
+        for name in ("momentum", "damping"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.weight_constraint is not None:
+            if self.max_norm is None:
+                raise ValueError(
+                    f"weight_constraint={self.weight_constraint!r} needs max_norm, the norm to hold"
+                )
+            _positive("max_norm", self.max_norm)
+        elif self.max_norm is not None:
+            raise ValueError("max_norm has no effect without weight_constraint; set both")
+
+    @property
+    def chains(self) -> int:
+        """Number of chains or mean-field states."""
+        return self.batch_size if self.n_chains is None else self.n_chains
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        return self.learning_rate / (1.0 + self.learning_rate_decay * epoch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Options from what :meth:`to_dict` gave.
+
+        Raises
+        ------
+        ValueError
+            When a name is not an option.
+        """
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown training options: {', '.join(sorted(unknown))}")
+        return cls(**values)
+
+
+def _one_of(name: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or int(value) != value or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value}")

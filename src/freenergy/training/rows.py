@@ -1,0 +1,96 @@
+"""Rows of data as a trainer asks for them: dense tensors and sparse matrices alike."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+__all__ = ["DenseRows", "Rows", "SparseRows", "as_rows"]
+
+
+class Rows(Protocol):
+    """What training needs of its data."""
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Tensor | slice) -> Tensor:
+        """Dense rows, on the model's device and in its precision."""
+        ...
+
+    def mean(self) -> Tensor:
+        """Mean of each column."""
+        ...
+
+
+class DenseRows:
+    """Rows of one tensor, which is moved to the device whole."""
+
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return self.data.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def take(self, index: Tensor | slice) -> Tensor:
+        """The rows at these positions."""
+        return self.data[index]
+
+    def mean(self) -> Tensor:
+        """Mean of each column, summed in double precision."""
+        return self.data.mean(0, dtype=torch.float64).to(self.data)
+
+
+class SparseRows:
+    """Rows of a CSR matrix; only the batch at hand is ever dense."""
+
+    def __init__(self, data: sp.csr_array, dtype: torch.dtype, device: torch.device) -> None:
+        self.data = data
+        self.dtype = dtype
+        self.device = device
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return int(self.data.shape[1])
+
+    def __len__(self) -> int:
+        return int(self.data.shape[0])
+
+    def take(self, index: Tensor | slice) -> Tensor:
+        """The rows at these positions, dense."""
+        rows = self.data[index if isinstance(index, slice) else index.numpy()]
+        return torch.from_numpy(rows.toarray()).to(device=self.device, dtype=self.dtype)
+
+    def mean(self) -> Tensor:
+        """Mean of each column, summed in double precision."""
+        total = np.asarray(self.data.sum(axis=0, dtype=np.float64)).ravel()
+        return torch.from_numpy(total / len(self)).to(device=self.device, dtype=self.dtype)
+
+
+def as_rows(data: np.ndarray | Tensor | sp.sparray | sp.spmatrix, like: Tensor) -> Rows:
+    """Rows of an array, a tensor or a sparse matrix, in the precision and on the device of ``like``.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> rows = as_rows(np.eye(3), like=torch.empty(0))
+    >>> rows.take(slice(0, 1))
+    tensor([[1., 0., 0.]])
+    """
+    if sp.issparse(data):
+        return SparseRows(sp.csr_array(data), like.dtype, like.device)
+    return DenseRows(torch.as_tensor(data).to(like.device, like.dtype))

@@ -1,0 +1,297 @@
+"""The run directory: the unit of long work, which a killed process leaves resumable.
+
+======================  ==========================================================================
+``run.json``            configuration, versions, seed and command; written once, at the start
+``model.safetensors``   parameters and all that the next update depends on; after every epoch
+``metrics.jsonl``       one line of numbers for each epoch
+``report.html``         the page that ``freenergy report`` writes
+======================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from freenergy._version import __version__
+from freenergy.files import write_atomically
+from freenergy.models import RBM
+from freenergy.random import RandomStream
+from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from freenergy.training.options import TrainingOptions
+from freenergy.training.rows import Rows
+from freenergy.training.trainer import Monitor, Trainer, initialize
+
+__all__ = ["RunConfig", "RunDirectory", "RunError", "load_model", "versions"]
+
+
+class RunError(ValueError):
+    """A run directory is missing, damaged, already in use, or does not fit what is asked."""
+
+
+def versions() -> dict[str, str]:
+    """Versions and hardware that the bits of a run depend on."""
+    return {
+        "freenergy": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What makes a run: with it and the data, the run can be repeated to the bit.
+
+    Attributes
+    ----------
+    data : dict
+        ``name``, ``binarize`` and ``fingerprint`` of the data set.
+    n_visible, n_hidden : int
+    options : TrainingOptions
+    seed : int
+    visible, hidden : str
+        Unit types.
+    dtype : str
+        ``"float32"`` or ``"float64"``.
+    device : str
+    command : str
+        As typed.
+    versions : dict of str
+    """
+
+    data: dict[str, Any]
+    n_visible: int
+    n_hidden: int
+    options: TrainingOptions
+    seed: int
+    visible: str = "bernoulli"
+    hidden: str = "bernoulli"
+    dtype: str = "float32"
+    device: str = "cpu"
+    command: str = ""
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def to_json(self) -> str:
+        """The configuration as indented JSON."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The configuration that :meth:`to_json` gave."""
+        values = json.loads(text)
+        values["options"] = TrainingOptions.from_dict(values["options"])
+        return cls(**values)
+
+    def build(self, rows: Rows, monitors: tuple[Monitor, ...] = ()) -> Trainer:
+        """A trainer at the start of this run."""
+        dtype, device = getattr(torch, self.dtype), torch.device(self.device)
+        model = RBM(
+            self.n_visible,
+            self.n_hidden,
+            visible=self.visible,
+            hidden=self.hidden,
+            dtype=dtype,
+            device=device,
+        )
+        random = RandomStream(self.seed, device)
+        initialize(model, rows, random, self.options.beta)
+        order = RandomStream(np.random.SeedSequence([self.seed, 1]))
+        return Trainer(model, self.options, random, order=order, monitors=monitors)
+
+
+class RunDirectory:
+    """A folder that holds one run.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from freenergy.training import TrainingOptions, as_rows
+    >>> rows = as_rows(torch.eye(8), like=torch.empty(0))
+    >>> config = RunConfig({"name": "eye"}, 8, 4, TrainingOptions(n_epochs=2), seed=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = RunDirectory.create(folder + "/run", config)
+    ...     trainer = config.build(rows)
+    ...     run.train(trainer, rows)
+    ...     load_model(run.path)
+    RBM(n_visible=8, n_hidden=4, visible='bernoulli', hidden='bernoulli')
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The model and the trainer's state."""
+        return self.path / "model.safetensors"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object for each epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report_path(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
+    @property
+    def config_path(self) -> Path:
+        """The configuration."""
+        return self.path / "run.json"
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: RunConfig) -> Self:
+        """Start a run in a folder that holds none.
+
+        Raises
+        ------
+        RunError
+            When the folder holds a run already, or cannot be written.
+        """
+        run = cls(path)
+        if run.config_path.exists():
+            raise RunError(
+                f"{run.path} already holds a run: continue it with 'freenergy train --resume "
+                f"{run.path}', or choose another folder with --out"
+            )
+        try:
+            write_atomically(run.config_path, config.to_json())
+        except OSError as error:
+            raise RunError(f"cannot write to {run.path} ({error.strerror})") from error
+        return run
+
+    def config(self) -> RunConfig:
+        """The configuration of the run.
+
+        Raises
+        ------
+        RunError
+            When the folder is no run, or its configuration is damaged.
+        """
+        if not self.config_path.is_file():
+            raise RunError(f"{self.path} holds no run (there is no {self.config_path.name} in it)")
+        try:
+            return RunConfig.from_json(self.config_path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{self.config_path} is damaged ({error})") from error
+
+    def save(self, trainer: Trainer) -> None:
+        """Store the state of a trainer; killed at any moment, the run keeps the last state."""
+        tensors, values = trainer.state()
+        save_checkpoint(
+            self.checkpoint_path, tensors, values | {"model": model_spec(trainer.model)}
+        )
+
+    def restore(self, trainer: Trainer) -> bool:
+        """Bring a trainer to the stored state; False when none was stored yet.
+
+        Raises
+        ------
+        CheckpointError
+            When the checkpoint is damaged.
+        """
+        if not self.checkpoint_path.exists():
+            return False
+        tensors, values = load_checkpoint(self.checkpoint_path)
+        try:
+            trainer.restore(tensors, values)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.checkpoint_path} does not fit {self.config_path} ({error})"
+            ) from error
+        return True
+
+    def train(self, trainer: Trainer, rows: Rows, **hooks: Any) -> None:
+        """Train to the end with a checkpoint and a line of metrics after each epoch.
+
+        Continues from the stored state where there is one. ``hooks`` are those of
+        :meth:`Trainer.fit <freenergy.training.Trainer.fit>`.
+        """
+        self.restore(trainer)
+        self._write_metrics(trainer.history)
+        on_epoch = hooks.pop("on_epoch", None)
+
+        def after_epoch(trainer: Trainer) -> None:
+            self.save(trainer)
+            self._append_metrics(trainer.history[-1])
+            if on_epoch is not None:
+                on_epoch(trainer)
+
+        trainer.fit(rows, on_epoch=after_epoch, **hooks)
+        if not self.checkpoint_path.exists():
+            self.save(trainer)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The records of the epochs so far."""
+        _, values = load_checkpoint(self.checkpoint_path)
+        return list(values["history"])
+
+    def _write_metrics(self, history: list[dict[str, Any]]) -> None:
+        write_atomically(self.metrics_path, "".join(map(_line, history)))
+
+    def _append_metrics(self, record: dict[str, Any]) -> None:
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(_line(record))
+
+
+def _line(record: dict[str, Any]) -> str:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
+    return json.dumps(finite) + "\n"
+
+
+def model_spec(model: RBM) -> dict[str, Any]:
+    """What is needed to build a model of the same shape."""
+    return {
+        "n_visible": model.n_visible,
+        "n_hidden": model.n_hidden,
+        "visible": model.visible.name,
+        "hidden": model.hidden.name,
+    }
+
+
+def load_model(path: str | os.PathLike[str]) -> RBM:
+    """The model of a run directory or of a checkpoint file, on the CPU.
+
+    Parameters
+    ----------
+    path : path-like
+        A run directory, or a ``.safetensors`` file that freenergy wrote.
+
+    Returns
+    -------
+    RBM
+
+    Raises
+    ------
+    CheckpointError
+        When the file is missing or damaged; the message names it.
+    """
+    path = Path(path)
+    file = path / "model.safetensors" if path.is_dir() else path
+    tensors, values = load_checkpoint(file)
+    try:
+        model = RBM(**values["model"], dtype=tensors["model.weight"].dtype)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{file} holds no RBM ({error})") from error
+    return model

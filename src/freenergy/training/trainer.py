@@ -1,0 +1,226 @@
+"""The training loop, one for every gradient estimator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freenergy.models import RBM
+from freenergy.normalization.constraints import apply_constraint
+from freenergy.random import RandomStream
+from freenergy.training.gradients import gradient_estimator
+from freenergy.training.options import TrainingOptions
+from freenergy.training.rows import Rows
+
+__all__ = ["DivergenceError", "Monitor", "Trainer", "initialize"]
+
+Monitor = Callable[[RBM], dict[str, Any]]
+"""An instrument: reads a model after an epoch and returns named numbers for the history."""
+
+_PARAMETERS = ("weight", "visible_bias", "hidden_bias")
+
+
+class DivergenceError(RuntimeError):
+    """Training produced parameters that are not finite; the last good ones were restored."""
+
+
+@torch.no_grad()
+def initialize(model: RBM, rows: Rows, random: RandomStream, beta: float = 1.0) -> None:
+    r"""Start a model at its data: weights from N(0, 0.01²), visible means those of the data.
+
+    The visible biases are the fields that give the columns' means, for 0/1 units
+    :math:`\operatorname{logit}\langle v_i\rangle / \beta`. One pseudo-count for each value of the
+    unit keeps a constant column finite. Hidden biases are zero.
+    """
+    draws = random.normal((model.n_hidden, model.n_visible), scale=0.01)
+    model.weight.copy_(draws.T)
+    support = model.visible.support
+    pseudo_count = len(support)
+    middle = sum(support) / pseudo_count
+    mean = rows.mean().double().clamp(min(support), max(support))
+    smoothed = (len(rows) * mean + pseudo_count * middle) / (len(rows) + pseudo_count)
+    model.visible_bias.copy_(model.visible.field(smoothed) / beta)
+    model.hidden_bias.zero_()
+
+
+class Trainer:
+    """Trains a model on rows of data, epoch by epoch, and can stop and go on at any epoch.
+
+    Parameters
+    ----------
+    model : RBM
+        Trained in place; see :func:`initialize` for its start.
+    options : TrainingOptions
+    random : RandomStream
+        Source of the chains' draws, on the model's device.
+    order : RandomStream or None, default=None
+        Source of the order of rows; None is ``random``. A stream of its own keeps the order of
+        the rows the same for every method.
+    monitors : sequence of callables, default=()
+        Instruments that read the model after each epoch; see :data:`Monitor`.
+
+    Attributes
+    ----------
+    epoch : int
+        Epochs completed.
+    history : list of dict
+        One record for each completed epoch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from freenergy.models import RBM
+    >>> from freenergy.random import RandomStream
+    >>> from freenergy.training import Trainer, TrainingOptions, as_rows, initialize
+    >>> rows = as_rows(torch.eye(8).repeat(20, 1), like=torch.empty(0))
+    >>> rbm, random = RBM(8, 4), RandomStream(0)
+    >>> initialize(rbm, rows, random)
+    >>> trainer = Trainer(rbm, TrainingOptions(n_epochs=3), random)
+    >>> trainer.fit(rows)
+    >>> trainer.epoch, len(trainer.history)
+    (3, 3)
+    """
+
+    def __init__(
+        self,
+        model: RBM,
+        options: TrainingOptions,
+        random: RandomStream,
+        *,
+        order: RandomStream | None = None,
+        monitors: Sequence[Monitor] = (),
+    ) -> None:
+        self.model = model
+        self.options = options
+        self.random = random
+        self.order = random if order is None else order
+        self.monitors = tuple(monitors)
+        self.gradient = gradient_estimator(model, options, random)
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": [model.weight], "weight_decay": options.l2},
+                {"params": [model.visible_bias, model.hidden_bias]},
+            ],
+            lr=options.learning_rate,
+            momentum=options.momentum,
+            fused=True,
+        )
+        self.epoch = 0
+        self.history: list[dict[str, Any]] = []
+
+    def fit(
+        self,
+        rows: Rows,
+        *,
+        on_epoch: Callable[[Trainer], None] | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> None:
+        """Train until ``options.n_epochs`` epochs are complete.
+
+        Parameters
+        ----------
+        rows : Rows
+            The data; all rows are visited in each epoch.
+        on_epoch : callable, default=None
+            Called with the trainer after each epoch, its record already in ``history``.
+        on_batch : callable, default=None
+            Called with the number of rows of each batch, for a progress bar.
+
+        Raises
+        ------
+        DivergenceError
+            When parameters are not finite after an epoch. Model and trainer are then as they
+            were after the epoch before.
+        KeyboardInterrupt
+            Passed on, likewise with the state of the last complete epoch restored.
+        """
+        while self.epoch < self.options.n_epochs:
+            good = self.state()
+            try:
+                self._run_epoch(rows, on_batch)
+            except (DivergenceError, KeyboardInterrupt):
+                self.restore(*good)
+                raise
+            if on_epoch is not None:
+                on_epoch(self)
+
+    def _run_epoch(self, rows: Rows, on_batch: Callable[[int], None] | None) -> None:
+        begin = time.perf_counter()
+        options, n = self.options, len(rows)
+        rate = options.learning_rate_at(self.epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # The order within one batch makes no difference, so none is drawn for it.
+        shuffled = options.shuffle and n > options.batch_size
+        permutation = self.order.permutation(n) if shuffled else None
+        for start in range(0, n, options.batch_size):
+            part = slice(start, min(start + options.batch_size, n))
+            self.update(rows.take(part if permutation is None else permutation[part]))
+            if on_batch is not None:
+                on_batch(part.stop - part.start)
+        if options.weight_constraint is not None and options.max_norm is not None:
+            apply_constraint(self.model.weight, options.weight_constraint, options.max_norm)
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            raise DivergenceError(
+                f"the parameters are not finite after epoch {self.epoch + 1}; the state after "
+                f"epoch {self.epoch} was kept. Lower learning_rate (now {rate:g})"
+                + (f" or momentum (now {options.momentum:g})" if options.momentum else "")
+                + ("" if options.weight_constraint else ", or set weight_constraint and max_norm")
+            )
+        trained = time.perf_counter() - begin
+        self.epoch += 1
+        record: dict[str, Any] = {"epoch": self.epoch, "learning_rate": rate, "seconds": trained}
+        for monitor in self.monitors:
+            record.update(monitor(self.model))
+        self.history.append(record)
+
+    def update(self, batch: Tensor) -> None:
+        """Follow the gradient of one batch of shape (n, n_visible)."""
+        self.gradient.compute(batch)
+        weight = self.model.weight
+        if self.options.l1 > 0 and weight.grad is not None:
+            weight.grad.add_(weight.detach().sign(), alpha=self.options.l1)
+        self.optimizer.step()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the coming updates depend on: copied tensors, and values for JSON."""
+        tensors = {f"model.{name}": p for name, p in self.model.named_parameters()}
+        tensors |= {f"gradient.{name}": t for name, t in self.gradient.state().items()}
+        for name in _PARAMETERS:
+            buffer = self.optimizer.state[getattr(self.model, name)].get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        meta = {
+            "epoch": self.epoch,
+            "history": list(self.history),
+            "random": self.random.state(),
+            "order": self.order.state(),
+        }
+        return {name: t.detach().clone() for name, t in tensors.items()}, meta
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Continue from what :meth:`state` returned, to the same bits."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        self.gradient.restore(_with_prefix(tensors, "gradient."))
+        momentum = _with_prefix(tensors, "momentum.")
+        for name in _PARAMETERS:
+            state = self.optimizer.state[getattr(self.model, name)]
+            state["momentum_buffer"] = momentum[name].clone() if name in momentum else None
+        self.epoch = meta["epoch"]
+        self.history = list(meta["history"])
+        self.random.restore(meta["random"])
+        self.order.restore(meta["order"])
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
