@@ -25,9 +25,9 @@ class RandomStream:
     Parameters
     ----------
     seed : int, numpy.random.SeedSequence, numpy.random.RandomState or None
-        An integer or a seed sequence seeds a new stream; ``None`` takes entropy from the operating system. A
-        ``RandomState`` is *used*, not copied: the draws are its own double-precision ones, in
-        order, as in scikit-learn (slower).
+        An integer or a seed sequence seeds a new stream; ``None`` takes entropy from the
+        operating system. A ``RandomState`` is *used*, not copied: the draws are its own
+        double-precision ones, in order, as in scikit-learn (slower).
     device : str or torch.device, default="cpu"
         Where the tensors to be filled live.
 

@@ -8,7 +8,6 @@ import warnings
 from typing import Any, Self
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
@@ -348,8 +347,8 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         n_steps : int, default=1000
             Steps of each chain. Chains of a strongly coupled model need many to forget where
             they started.
-        start : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features), default=None
-            Rows to start from, instead of at random.
+        start : {array-like, sparse matrix, dataframe}, default=None
+            Rows to start from, shape (n_samples, n_features), instead of at random.
         random_state : int, RandomState instance or None, default=None
             None goes on with the estimator's own stream.
 
@@ -499,8 +498,10 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def _trainer_for(
         self, model: RBM, random: RandomStream, seed: int | np.random.RandomState
     ) -> Trainer:
-        own = isinstance(seed, int)
-        order = RandomStream(np.random.SeedSequence([seed, 1])) if own else RandomStream(seed)
+        if isinstance(seed, int):
+            order = RandomStream(np.random.SeedSequence([seed, 1]))
+        else:
+            order = RandomStream(seed)
         return Trainer(model, self._options(), random, order=order)
 
     def _print_epoch(self, trainer: Trainer) -> None:

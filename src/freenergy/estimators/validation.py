@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 
 __all__ = ["check_finite", "check_range", "unchanged_on_error"]
 
-Matrix = np.ndarray | sp.csr_array | sp.csr_matrix
+# SciPy has no type information of its own, so a union with its classes would say no more.
+Matrix: TypeAlias = Any
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def unchanged_on_error(estimator: Any, *errors: type[BaseException]) -> Iterator
 
 
 def _column(index: int, names: np.ndarray | None) -> str:
-    return f"column {index}" if names is None else f"column {names[index]!r} (index {index})"
+    return f"column {index}" if names is None else f"column {str(names[index])!r} (index {index})"
 
 
 def _first(X: Matrix, bad: np.ndarray) -> tuple[int, int, float]:
@@ -62,7 +63,7 @@ def check_finite(X: Matrix, names: np.ndarray | None = None) -> None:
     >>> check_finite(np.array([[0.0, np.nan]]), np.array(["age", "height"]))
     Traceback (most recent call last):
         ...
-    ValueError: Input X contains NaN in column 'height' (index 1), first in row 0: remove or impute it
+    ValueError: Input X contains NaN in column 'height' (index 1), first in row 0: remove...
     """
     values = _values(X)
     # One sum is enough to tell that all is finite, unless it overflows.
@@ -99,7 +100,7 @@ def check_range(X: Matrix, low: float, high: float, names: np.ndarray | None = N
     >>> check_range(np.array([[0.0, 255.0]]), 0, 1)
     Traceback (most recent call last):
         ...
-    ValueError: Input X has the value 255 in column 1, row 0, outside [0, 1]: scale the data to this range, for example with sklearn.preprocessing.MinMaxScaler(clip=True), or binarise it
+    ValueError: Input X has the value 255 in column 1, row 0, outside [0, 1]: scale the data...
     """
     values = _values(X)
     if values.size == 0 or (values.min() >= low and values.max() <= high):

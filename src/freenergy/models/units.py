@@ -57,7 +57,7 @@ class Unit(ABC):
 
     @abstractmethod
     def entropy(self, mean: Tensor) -> Tensor:
-        r"""Entropy of one free unit held at this mean: :math:`\ln z(f) - f m` at ``f = field(m)``."""
+        r"""Entropy of a free unit held at this mean, :math:`\ln z(f) - f m` at ``f = field(m)``."""
 
     @abstractmethod
     def cumulant2(self, mean: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def project_l1(weight: Tensor, max_norm: float, dim: int = 0) -> Tensor:
 
 
 def rescale_norm(weight: Tensor, norm: float) -> Tensor:
-    r"""Rescale a whole weight matrix to a fixed Frobenius norm, :math:`W \to c W / \lVert W \rVert_F`.
+    r"""Rescale a whole matrix to a fixed Frobenius norm, :math:`W \to c W / \lVert W \rVert_F`.
 
     The norm of the couplings is an inverse temperature; holding it fixed holds the temperature.
 

@@ -82,7 +82,7 @@ class SparseRows:
 
 
 def as_rows(data: np.ndarray | Tensor | sp.sparray | sp.spmatrix, like: Tensor) -> Rows:
-    """Rows of an array, a tensor or a sparse matrix, in the precision and on the device of ``like``.
+    """Rows of an array, a tensor or a sparse matrix, with the precision and device of ``like``.
 
     Examples
     --------

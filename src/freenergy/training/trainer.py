@@ -100,11 +100,12 @@ class Trainer:
         self.order = random if order is None else order
         self.monitors = tuple(monitors)
         self.gradient = gradient_estimator(model, options, random)
+        groups: list[dict[str, Any]] = [
+            {"params": [model.weight], "weight_decay": options.l2},
+            {"params": [model.visible_bias, model.hidden_bias]},
+        ]
         self.optimizer = torch.optim.SGD(
-            [
-                {"params": [model.weight], "weight_decay": options.l2},
-                {"params": [model.visible_bias, model.hidden_bias]},
-            ],
+            groups,
             lr=options.learning_rate,
             momentum=options.momentum,
             fused=True,
@@ -188,7 +189,8 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the coming updates depend on: copied tensors, and values for JSON."""
-        tensors = {f"model.{name}": p for name, p in self.model.named_parameters()}
+        tensors: dict[str, Tensor] = {}
+        tensors |= {f"model.{name}": p for name, p in self.model.named_parameters()}
         tensors |= {f"gradient.{name}": t for name, t in self.gradient.state().items()}
         for name in _PARAMETERS:
             buffer = self.optimizer.state[getattr(self.model, name)].get("momentum_buffer")
