@@ -68,6 +68,8 @@ class RandomStream:
             return out.uniform_(generator=self._device_generator)
         if isinstance(self._host, np.random.RandomState):
             out.copy_(torch.from_numpy(self._host.uniform(size=tuple(out.shape))))
+            # In single precision a draw next to 1 is rounded to 1, which does not belong.
+            out.clamp_(max=1.0 - torch.finfo(out.dtype).eps / 2)
         else:
             # Each 64-bit word makes two draws k 2⁻²⁴ + ½, k from −2²³ to 2²³ − 1: exact in single
             # precision, and half the cost of the generator's own method.

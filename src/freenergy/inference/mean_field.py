@@ -71,7 +71,7 @@ class MeanField:
     n_iter : Tensor of int, shape (n_starts,)
         Sweeps until the tolerance was reached, or all that were made.
     residual : Tensor of shape (n_starts,)
-        Largest change that one more undamped half-sweep would make to a magnetisation.
+        Largest change of a magnetisation by an undamped half-sweep, in the last sweep made.
     order : int
     beta : float
     """
@@ -372,6 +372,7 @@ def _validate(model: RBM, beta: float, start: Tensor | None, damping: float, max
 
 
 def _warn(result: MeanField, tolerance: float, max_iter: int) -> None:
+    # Raised where mean_field was called: one frame each for this function, mean_field, no_grad.
     n = result.converged.numel()
     failed = n - int(result.converged.sum())
     if failed:
@@ -380,7 +381,7 @@ def _warn(result: MeanField, tolerance: float, max_iter: int) -> None:
             f"{tolerance:g} in {max_iter} sweeps (largest residual "
             f"{float(result.residual.max()):.2g}); raise damping or max_iter, or lower beta",
             NotConvergedWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     negative = int((result.entropy < 0).sum())
     if negative:
@@ -389,7 +390,7 @@ def _warn(result: MeanField, tolerance: float, max_iter: int) -> None:
             f"negative (lowest {float(result.entropy.min()):.3g} nats); the coupling is too "
             "strong for the expansion and its free energy should not be trusted",
             NegativeEntropyWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

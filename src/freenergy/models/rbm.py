@@ -151,6 +151,7 @@ class RBM(nn.Module):
         r"""Conditional means :math:`\langle v_i \rangle` given ``h``, shape (..., n_visible)."""
         return self.visible.mean(self.visible_field(h, beta))
 
+    @torch.no_grad()
     def sample_hidden(
         self, v: Tensor, random: RandomStream, beta: float = 1.0, out: Tensor | None = None
     ) -> Tensor:
@@ -158,6 +159,7 @@ class RBM(nn.Module):
         field = self.hidden_field(v, beta, out)
         return self.hidden.sample(field, random, field)
 
+    @torch.no_grad()
     def sample_visible(
         self, h: Tensor, random: RandomStream, beta: float = 1.0, out: Tensor | None = None
     ) -> Tensor:
@@ -177,4 +179,4 @@ def _affine(bias: Tensor, x: Tensor, weight: Tensor, beta: float, out: Tensor | 
     """``beta * (bias + x @ weight)`` in one product where the input is a matrix."""
     if x.dim() == 2:
         return torch.addmm(bias, x, weight, beta=beta, alpha=beta, out=out)
-    return beta * (x @ weight + bias)
+    return torch.mul(x @ weight + bias, beta, out=out)

@@ -92,7 +92,9 @@ class BinaryUnit(Unit):
     span: float
 
     def log_partition(self, field: Tensor, tilt: Tensor | None = None) -> Tensor:
-        value = self.low * field + softplus(self.span * self._shifted(field, tilt))
+        # Beyond its threshold softplus is x itself: the default, 20, would be 2e-9 off.
+        shifted = self.span * self._shifted(field, tilt)
+        value = self.low * field + softplus(shifted, threshold=40.0)
         return value if tilt is None else value - (0.5 * self.low**2) * tilt
 
     def mean(self, field: Tensor, tilt: Tensor | None = None, out: Tensor | None = None) -> Tensor:

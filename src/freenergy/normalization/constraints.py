@@ -34,8 +34,7 @@ def project_l2(weight: Tensor, max_norm: float, dim: int = 0) -> Tensor:
             [0.8000, 0.4000]])
     """
     norm = torch.linalg.vector_norm(weight, dim=dim, keepdim=True)
-    # One rounding unit of slack makes the projection idempotent in floating point.
-    inside = norm <= max_norm * (1 + 4 * torch.finfo(weight.dtype).eps)
+    inside = norm <= max_norm * (1 + _slack(weight, dim))
     return torch.where(inside, weight, weight * (max_norm / norm.clamp(min=max_norm)))
 
 
@@ -72,17 +71,24 @@ def project_l1(weight: Tensor, max_norm: float, dim: int = 0) -> Tensor:
     """
     magnitude = weight.abs()
     norm = magnitude.sum(dim=dim, keepdim=True)
+    # Measured from the largest entry, so that entries far beyond c do not lose c to rounding. An
+    # entry that is smaller by c or more ends at zero, wherever it is.
+    below = (magnitude - magnitude.amax(dim=dim, keepdim=True)).clamp(min=-max_norm)
     n = weight.shape[dim]
-    descending = magnitude.sort(dim=dim, descending=True).values
+    descending = below.sort(dim=dim, descending=True).values
     shape = [1] * weight.dim()
     shape[dim] = n
     rank = torch.arange(1, n + 1, device=weight.device, dtype=weight.dtype).view(shape)
     excess = (descending.cumsum(dim) - max_norm) / rank
     kept = (descending > excess).sum(dim=dim, keepdim=True).clamp(min=1)
     theta = excess.gather(dim, kept - 1)
-    # The slack covers the rounding of a sum over n terms, and makes the projection idempotent.
-    inside = norm <= max_norm * (1 + 4 * n * torch.finfo(weight.dtype).eps)
-    return torch.where(inside, weight, weight.sign() * (magnitude - theta).clamp(min=0))
+    inside = norm <= max_norm * (1 + _slack(weight, dim))
+    return torch.where(inside, weight, weight.sign() * (below - theta).clamp(min=0))
+
+
+def _slack(weight: Tensor, dim: int) -> float:
+    """Relative rounding of a norm over n terms: within it a projection leaves its own result."""
+    return 4 * weight.shape[dim] ** 0.5 * torch.finfo(weight.dtype).eps
 
 
 def rescale_norm(weight: Tensor, norm: float) -> Tensor:

@@ -567,10 +567,9 @@ def _numbers(values: ArrayLike) -> list[float | None]:
 
 
 def _interval_text(value: float, lower: float, upper: float) -> str:
-    text = number(float(value), 5)
-    if not np.isfinite([lower, upper]).all() or lower == upper:
-        return text
-    return f"{text} [{number(float(lower))}, {number(float(upper))}]"
+    middle, low, high = (number(float(amount), 5) for amount in (value, lower, upper))
+    known = np.isfinite([lower, upper]).all() and lower != upper
+    return f"{middle} [{low}, {high}]" if known else middle
 
 
 def _any(values: Vector) -> bool:

@@ -174,7 +174,8 @@ class _Writer:
     def _main(self) -> str:
         sections = zip(self._page.sections, self._anchors, strict=True)
         body = "\n".join(self._section(section, anchor) for section, anchor in sections)
-        return f"<main>\n{body}\n</main>"
+        scriptless = _NO_SCRIPT if self._figures else ""
+        return f"<main>\n{scriptless}{body}\n</main>"
 
     def _footer(self) -> str:
         if not self._page.provenance:
@@ -299,6 +300,7 @@ class _Writer:
 
 
 _NO_DATA = '<p class="empty">No data</p>'
+_NO_SCRIPT = '<noscript><p class="empty">The charts need JavaScript.</p></noscript>\n'
 
 
 def _verdict(verdict: Verdict) -> str:

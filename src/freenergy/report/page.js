@@ -58,8 +58,8 @@
       ...layout,
       autosize: !width,
       width,
-      xaxis: { ...layout.xaxis, ...axis },
-      yaxis: { ...layout.yaxis, ...axis },
+      xaxis: { ...layout.xaxis, ...axis, showspikes: layout.hovermode === "x unified" },
+      yaxis: { ...layout.yaxis, ...axis, showspikes: false },
       font,
       hoverlabel: { bgcolor: card, bordercolor: muted, font: { ...font, size: narrow ? 11 : 12.5 } },
       modebar: { bgcolor: "rgba(0, 0, 0, 0)", color: muted, activecolor: ink },
@@ -67,6 +67,7 @@
       paper_bgcolor: card,
       plot_bgcolor: card,
       dragmode: touch ? false : "zoom",
+      uirevision: "page", // keep the reader's zoom when colours or curves change
     };
   }
 

@@ -34,8 +34,8 @@ class RBMMonitor:
                                       rows of the data; likewise ``_energy``, ``_entropy``
     ``tap{n}_converged``              share of the states that converged
     ``tap{n}_log_partition``          highest :math:`-\beta\Gamma` among those states
-    ``log_partition``                 exact :math:`\ln Z`, with ``exact_energy``,
-                                      ``exact_entropy``
+    ``log_partition``                 exact :math:`\ln Z`, with ``exact_free_energy``,
+                                      ``exact_energy`` and ``exact_entropy``
     ``log_likelihood``                exact mean log-likelihood of the rows
     ================================  ===========================================================
 
@@ -108,6 +108,7 @@ class RBMMonitor:
         if self.enumerate:
             statistics = exact(model, self.beta)
             record["log_partition"] = statistics.log_partition
+            record["exact_free_energy"] = statistics.free_energy
             record["exact_energy"] = statistics.energy
             record["exact_entropy"] = statistics.entropy
             for suffix, value in free_energy.items():

@@ -93,7 +93,9 @@ class RunConfig:
         values["options"] = TrainingOptions.from_dict(values["options"])
         return cls(**values)
 
-    def build(self, rows: Rows, monitors: tuple[Monitor, ...] = ()) -> Trainer:
+    def build(
+        self, rows: Rows, monitors: tuple[Monitor, ...] = (), monitor_every: int = 1
+    ) -> Trainer:
         """A trainer at the start of this run."""
         dtype, device = getattr(torch, self.dtype), torch.device(self.device)
         model = RBM(
@@ -107,7 +109,9 @@ class RunConfig:
         random = RandomStream(self.seed, device)
         initialize(model, rows, random, self.options.beta)
         order = RandomStream(np.random.SeedSequence([self.seed, 1]))
-        return Trainer(model, self.options, random, order=order, monitors=monitors)
+        return Trainer(
+            model, self.options, random, order=order, monitors=monitors, monitor_every=monitor_every
+        )
 
 
 class RunDirectory:

@@ -62,6 +62,8 @@ class Trainer:
         the rows the same for every method.
     monitors : sequence of callables, default=()
         Instruments that read the model after each epoch; see :data:`Monitor`.
+    monitor_every : int, default=1
+        Read them only after every so many epochs, and after the last.
 
     Attributes
     ----------
@@ -93,12 +95,14 @@ class Trainer:
         *,
         order: RandomStream | None = None,
         monitors: Sequence[Monitor] = (),
+        monitor_every: int = 1,
     ) -> None:
         self.model = model
         self.options = options
         self.random = random
         self.order = random if order is None else order
         self.monitors = tuple(monitors)
+        self.monitor_every = monitor_every
         self.gradient = gradient_estimator(model, options, random)
         groups: list[dict[str, Any]] = [
             {"params": [model.weight], "weight_decay": options.l2},
@@ -175,8 +179,9 @@ class Trainer:
         trained = time.perf_counter() - begin
         self.epoch += 1
         record: dict[str, Any] = {"epoch": self.epoch, "learning_rate": rate, "seconds": trained}
-        for monitor in self.monitors:
-            record.update(monitor(self.model))
+        if self.epoch % self.monitor_every == 0 or self.epoch == options.n_epochs:
+            for monitor in self.monitors:
+                record.update(monitor(self.model))
         self.history.append(record)
 
     def update(self, batch: Tensor) -> None:

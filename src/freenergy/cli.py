@@ -1,0 +1,453 @@
+"""The command line: ``freenergy study | train | evaluate | sample | report``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shlex
+import sys
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from freenergy import data
+from freenergy._version import __version__
+from freenergy.files import write_atomically
+from freenergy.inference import (
+    MeanFieldWarning,
+    exact,
+    gibbs,
+    mean_field,
+    pseudo_log_likelihood,
+)
+from freenergy.models import RBM
+from freenergy.progress import Reporter
+from freenergy.random import RandomStream
+from freenergy.report import write
+from freenergy.studies.learning import (
+    LearningSettings,
+    describe,
+    read_learning,
+    run_learning,
+    split_held_out,
+)
+from freenergy.studies.learning_page import learning_page
+from freenergy.studies.run_page import run_page
+from freenergy.thermodynamics import RBMMonitor
+from freenergy.training import (
+    DivergenceError,
+    RunConfig,
+    RunDirectory,
+    RunError,
+    TrainingOptions,
+    as_rows,
+    load_model,
+)
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Restricted Boltzmann machines and the free energy: train, measure, report.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DataOption = Annotated[
+    str,
+    typer.Option("--data", help="digits, mnist, fashion-mnist, cifar10, or a path to a file."),
+]
+BinarizeOption = Annotated[
+    str, typer.Option(help="Values above this become 1, others 0; 'none' keeps grey values.")
+]
+_ENUMERABLE_HIDDEN = 18
+_TRAINING = TrainingOptions()
+
+
+@app.command()
+def study(
+    data_name: DataOption = "digits",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; an unfinished study there goes on.")
+    ] = None,
+    binarize: BinarizeOption = "0.5",
+    hidden: Annotated[int | None, typer.Option(help="Hidden units.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
+) -> None:
+    """Train RBMs by CD, PCD and EMF, compare them, and write a report."""
+    threshold = _threshold(binarize)
+    dataset = data.load(data_name, binarize=threshold)
+    changes: dict[str, Any] = {}
+    for name, value in (("n_hidden", hidden), ("n_epochs", epochs), ("seeds", seeds)):
+        if value is not None:
+            if value < 1:
+                raise ValueError(f"--{name.removeprefix('n_')} must be at least 1, got {value}")
+            changes[name] = tuple(range(value)) if name == "seeds" else value
+    settings = dataclasses.replace(LearningSettings.for_data(dataset), **changes)
+    out = out or _new_folder(f"study-{dataset.name}")
+    try:
+        result = run_learning(
+            dataset, out, settings, reporter=Reporter(), command=_command(), binarize=threshold
+        )
+    except KeyboardInterrupt:
+        raise _Interrupted(f"go on with the same command and --out {out}") from None
+    page = learning_page(result)
+    path = write(page, out / "report.html")
+    if page.verdict is not None:
+        print(page.verdict.text)
+    print(f"report: {path}")
+
+
+@app.command()
+def train(
+    data_name: DataOption = "digits",
+    out: Annotated[Path | None, typer.Option(help="Run directory to make.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run directory to go on with.")] = None,
+    binarize: BinarizeOption = "0.5",
+    method: Annotated[str, typer.Option(help="cd, pcd or emf.")] = _TRAINING.method,
+    hidden: Annotated[int, typer.Option(help="Hidden units.")] = 256,
+    unit: Annotated[
+        str, typer.Option(help="Type of the units: bernoulli (0/1) or spin (±1).")
+    ] = "bernoulli",
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the data; with --resume, a new total.  [default: 10]"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows in a batch.")] = _TRAINING.batch_size,
+    learning_rate: Annotated[float, typer.Option(help="Step size.")] = 0.05,
+    learning_rate_decay: Annotated[
+        float, typer.Option(help="Epoch t takes rate/(1 + decay t).")
+    ] = 0.0,
+    momentum: Annotated[float, typer.Option(help="Of the optimiser.")] = _TRAINING.momentum,
+    l1: Annotated[float, typer.Option(help="L1 decay of the weights.")] = _TRAINING.l1,
+    l2: Annotated[float, typer.Option(help="L2 decay of the weights.")] = _TRAINING.l2,
+    steps: Annotated[
+        int, typer.Option(help="Gibbs steps or mean-field sweeps of an update.")
+    ] = _TRAINING.n_steps,
+    chains: Annotated[
+        int | None, typer.Option(help="Chains or mean-field states.  [default: batch size]")
+    ] = None,
+    order: Annotated[
+        int, typer.Option(help="Of the mean field: 1, 2 or 3.")
+    ] = _TRAINING.mean_field_order,
+    centered: Annotated[bool, typer.Option(help="Use the centred gradient.")] = _TRAINING.centered,
+    beta: Annotated[float, typer.Option(help="Inverse temperature.")] = _TRAINING.beta,
+    weight_constraint: Annotated[
+        str | None, typer.Option(help="l1, l2 or frobenius; needs --max-norm.")
+    ] = None,
+    max_norm: Annotated[float | None, typer.Option(help="Norm that the constraint holds.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+) -> None:
+    """Train one RBM in a run directory, with a checkpoint after every epoch."""
+    if resume is not None:
+        run, config = _resumed(resume, epochs)
+        dataset = data.load(config.data["name"], binarize=config.data["binarize"])
+        if dataset.fingerprint != config.data["fingerprint"]:
+            raise RunError(
+                f"the data {config.data['name']!r} is not what the run in {resume} started with"
+            )
+    else:
+        options = TrainingOptions(
+            method=method,
+            n_epochs=10 if epochs is None else epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            learning_rate_decay=learning_rate_decay,
+            momentum=momentum,
+            l1=l1,
+            l2=l2,
+            n_steps=steps,
+            n_chains=chains,
+            mean_field_order=order,
+            centered=centered,
+            beta=beta,
+            weight_constraint=weight_constraint,
+            max_norm=max_norm,
+        )
+        threshold = _threshold(binarize)
+        dataset = data.load(data_name, binarize=threshold)
+        config = RunConfig(
+            {
+                "name": _absolute(data_name),
+                "binarize": threshold,
+                "fingerprint": dataset.fingerprint,
+                "image_shape": dataset.image_shape,
+            },
+            dataset.x_train.shape[1],
+            hidden,
+            options,
+            seed,
+            visible=unit,
+            hidden=unit,
+            device=_device(device),
+            command=_command(),
+        )
+        RBM(1, 1, visible=unit)  # An unknown unit type is refused before the folder is made.
+        run = RunDirectory.create(out or _new_folder(f"train-{dataset.name}"), config)
+    _train_run(run, config, dataset)
+    print(f"run: {run.path}")
+    print(f"report: {_write_run_report(run)}")
+
+
+def _train_run(run: RunDirectory, config: RunConfig, dataset: data.Dataset) -> None:
+    train_rows, held_out = (_values(x, config) for x in split_held_out(dataset))
+    rows = as_rows(train_rows, torch.empty(0, device=config.device))
+    monitor = RBMMonitor(
+        train_rows,
+        held_out,
+        beta=config.options.beta,
+        enumerate=config.n_hidden <= _ENUMERABLE_HIDDEN,
+    )
+    trainer = config.build(rows, (monitor,))
+    run.restore(trainer)
+    reporter = Reporter()
+    n_epochs = config.options.n_epochs
+
+    def report_epoch(trainer: Any) -> None:
+        advance(1, describe(trainer.history[-1]))
+
+    try:
+        with reporter.task(str(run.path), n_epochs, "epochs", trainer.epoch) as advance:
+            run.train(trainer, rows, on_epoch=report_epoch)
+    except KeyboardInterrupt:
+        raise _Interrupted(
+            f"stopped after epoch {trainer.epoch} of {n_epochs}; go on with: freenergy train "
+            f"--resume {run.path}"
+        ) from None
+
+
+def _resumed(path: Path, epochs: int | None) -> tuple[RunDirectory, RunConfig]:
+    """The run to go on with; a new number of epochs is written into its configuration."""
+    run = RunDirectory(path)
+    config = run.config()
+    if epochs is not None and epochs != config.options.n_epochs:
+        options = dataclasses.replace(config.options, n_epochs=epochs)
+        config = dataclasses.replace(config, options=options)
+        write_atomically(run.config_path, config.to_json())
+    if config.versions.get("threads") != str(torch.get_num_threads()):
+        warnings.warn(
+            f"the run was started with {config.versions.get('threads')} threads and goes on with "
+            f"{torch.get_num_threads()}; the bits may differ",
+            stacklevel=2,
+        )
+    return run, config
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory or checkpoint file.")],
+    data_name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]", help="As --data of train; default: the run's own held-out rows."
+        ),
+    ] = None,
+    binarize: BinarizeOption = "0.5",
+    beta: Annotated[
+        float | None, typer.Option(help="Inverse temperature; default: the run's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure a trained model: likelihoods, free energies, entropy."""
+    model = load_model(run)
+    config = RunDirectory(run).config() if run.is_dir() else None
+    if data_name is None:
+        if config is None:
+            raise ValueError("a checkpoint file does not name its data: give DATA")
+        dataset = data.load(config.data["name"], binarize=config.data["binarize"])
+    else:
+        dataset = data.load(data_name, binarize=_threshold(binarize))
+    if dataset.x_train.shape[1] != model.n_visible:
+        raise ValueError(
+            f"{dataset.name} has {dataset.x_train.shape[1]} columns, but the model has "
+            f"{model.n_visible} visible units"
+        )
+    if beta is None:
+        beta = config.options.beta if config is not None else 1.0
+    values = _measure(model, _to_unit(split_held_out(dataset)[1], model), beta)
+    if as_json:
+        finite = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in values.items()
+        }
+        print(json.dumps(finite, indent=2))
+        return
+    table = Table("quantity", "value", title=f"{run} on {dataset.name}")
+    for name, value in values.items():
+        table.add_row(
+            name.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value)
+        )
+    Console().print(table)
+
+
+@torch.no_grad()
+def _measure(model: RBM, rows: torch.Tensor, beta: float) -> dict[str, Any]:
+    """Named numbers about a model on rows; likelihood only where it is exact."""
+    watched = rows[:1000]
+    score = pseudo_log_likelihood(model, watched, beta)
+    energy = model.free_energy(rows, beta)
+    values: dict[str, Any] = {
+        "beta": beta,
+        "rows": len(rows),
+        "pseudo_likelihood": float(score.mean()),
+        "pseudo_likelihood_standard_error": float(score.std() / math.sqrt(len(score))),
+        "free_energy_of_rows": float(energy.mean()),
+        "weight_norm": float(torch.linalg.vector_norm(model.weight)),
+    }
+    if min(model.n_visible, model.n_hidden) <= _ENUMERABLE_HIDDEN + 2:
+        statistics = exact(model, beta)
+        likelihood = -beta * energy.double() - statistics.log_partition
+        values |= {
+            "log_partition": statistics.log_partition,
+            "log_likelihood": float(likelihood.mean()),
+            "log_likelihood_standard_error": float(likelihood.std() / math.sqrt(len(rows))),
+            "free_energy": statistics.free_energy,
+            "energy": statistics.energy,
+            "entropy": statistics.entropy,
+        }
+    for order in (1, 2, 3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MeanFieldWarning)  # told by the numbers below
+            state = mean_field(model, order, beta=beta, start=rows[:100], tolerance=1e-4)
+        values |= {
+            f"tap{order}_log_partition": float(state.log_partition.max()),
+            f"tap{order}_entropy": float(state.entropy.mean()),
+            f"tap{order}_converged": float(state.converged.double().mean()),
+        }
+    return values
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="Run directory or checkpoint file.")],
+    n: Annotated[
+        int, typer.Option("--n", "-n", help="Number of chains; each gives one row.")
+    ] = 100,
+    steps: Annotated[int, typer.Option(help="Gibbs steps of each chain.")] = 1000,
+    beta: Annotated[float, typer.Option(help="Inverse temperature.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    out: Annotated[Path, typer.Option(help="File to write, .npy.")] = Path("samples.npy"),
+) -> None:
+    """Draw states from a trained model with Gibbs chains that start at random."""
+    if out.suffix != ".npy":
+        raise ValueError(f"--out must end in .npy, got {out}")
+    model = load_model(run)
+    chains = gibbs(model, n, steps, beta=beta, random=RandomStream(seed))
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, chains.visible.numpy(), allow_pickle=False)
+    write_atomically(out, buffer.getvalue())
+    print(f"samples: {out} ({n} rows of {model.n_visible})")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run directory, or folder of a study.")],
+) -> None:
+    """Write the report of a run or of a study again."""
+    if (run / "study.json").exists():
+        print(f"report: {write(learning_page(read_learning(run)), run / 'report.html')}")
+    else:
+        print(f"report: {_write_run_report(RunDirectory(run))}")
+
+
+def _write_run_report(run: RunDirectory) -> Path:
+    config = run.config()
+    page = run_page(config, run.history(), load_model(run.path), config.data.get("image_shape"))
+    return write(page, run.report_path)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, with what to type to go on."""
+
+
+def _threshold(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--binarize takes a number or 'none', got {text!r}") from None
+
+
+def _to_unit(rows: np.ndarray, model: RBM) -> torch.Tensor:
+    """Rows in [0, 1] as values of the model's visible units."""
+    low, high = min(model.visible.support), max(model.visible.support)
+    return (torch.from_numpy(rows) * (high - low) + low).to(model.weight)
+
+
+def _values(rows: np.ndarray, config: RunConfig) -> torch.Tensor:
+    return _to_unit(rows, RBM(1, 1, visible=config.visible))
+
+
+def _absolute(name: str) -> str:
+    """A path that still holds from another folder; a known name as it is."""
+    return name if name in data.NAMES else str(Path(name).resolve())
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"--device takes cpu, cuda or auto, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda was asked for, but torch finds no GPU; use auto")
+    return name
+
+
+def _new_folder(label: str) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{label}-{stamp}"
+
+
+def _command() -> str:
+    return shlex.join(["freenergy", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Run the command line; errors of the user end in one line and exit code 2."""
+    warnings.simplefilter("once")
+    warnings.showwarning = _show_warning
+    try:
+        code = app(standalone_mode=False)
+    except _Interrupted as stop:
+        code = _fail(f"interrupted: {stop}", 130)
+    except KeyboardInterrupt:
+        code = _fail("interrupted", 130)
+    except DivergenceError as error:
+        code = _fail(str(error), 1)
+    except (ValueError, OSError) as error:
+        code = _fail(str(error), 2)
+    except Exception as error:
+        # Usage errors of the option parser, which carry their own message and exit code.
+        if not hasattr(error, "format_message"):
+            raise
+        code = _fail(f"{error.format_message()} (see freenergy --help)", 2)
+    sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"freenergy: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"freenergy: warning: {message}", file=sys.stderr)

@@ -1,0 +1,105 @@
+"""Pieces that the pages of several studies share: curves, thermodynamics, pictures, origin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from freenergy.report import Block, Curve, ImageGrid, LineChart, Section, Text
+from freenergy.studies.learning import MethodResult
+
+__all__ = [
+    "band",
+    "filter_grid",
+    "provenance",
+    "reading_section",
+    "sample_grid",
+    "thermodynamics_section",
+]
+
+FILTERS_NOTE = (
+    "Weights of the hidden units with the largest norm. Red raises a pixel, blue lowers it."
+)
+SAMPLES_NOTE = (
+    "Probabilities of the pixels in chains that started at random, after 1000 Gibbs steps. "
+    "Chains that all show one picture have not left a valley."
+)
+
+
+def band(name: str, method: MethodResult, key: str, dash: bool = False) -> list[Curve]:
+    """A curve of the mean over seeds, with the range of the seeds as its band."""
+    epochs, values = method.curve(key)
+    if epochs.size == 0:
+        return []
+    if len(values) == 1:
+        return [Curve(name, epochs, values[0], dash=dash)]
+    return [
+        Curve(name, epochs, values.mean(0), lower=values.min(0), upper=values.max(0), dash=dash)
+    ]
+
+
+def thermodynamics_section(method: MethodResult) -> Section:
+    """F, U and S over the epochs, each order of the mean field apart."""
+    charts: list[Block] = []
+    for quantity, title in (("free_energy", "F"), ("energy", "U"), ("entropy", "S")):
+        curves = []
+        for order, label in ((1, "naive"), (2, "TAP2"), (3, "TAP3")):
+            curves += band(label, method, f"tap{order}_{quantity}")
+        curves += band("exact", method, f"exact_{quantity}", dash=True)
+        unit = "nats" if quantity == "entropy" else "units of the energy"
+        charts.append(LineChart(f"{title}, trained by {method.name}", "epoch", unit, curves))
+    return Section(f"Free energy, energy and entropy: {method.name}", charts)
+
+
+def reading_section(exact: bool) -> Section:
+    """What the quantities mean and when not to believe them."""
+    paragraphs = [
+        "**F, U and S** of the mean-field orders are means over states that started at rows of "
+        "the data: they describe the valleys that hold the data. The exact values, where given, "
+        "are those of the whole model. F = U − S at temperature 1, in each order.",
+        "A **negative entropy**, or states that do not converge, mean that the couplings are too "
+        "strong for the expansion: do not trust its free energy there. The TAP free energy is no "
+        "bound on the exact one.",
+    ]
+    if not exact:
+        paragraphs.append(
+            "The partition function of this model cannot be enumerated, so no likelihood is "
+            "claimed here; the pseudo-likelihood compares models of one size only loosely."
+        )
+    return Section("How to read this page", [Text(paragraphs)])
+
+
+def _grey_shape(shape: Sequence[int] | None) -> tuple[int, int] | None:
+    if shape is None or len(shape) != 2:
+        return None
+    return int(shape[0]), int(shape[1])
+
+
+def filter_grid(method: MethodResult, shape: Sequence[int] | None) -> list[Block]:
+    """The filters as images, where rows are grey images."""
+    grey = _grey_shape(shape)
+    if grey is None:
+        return []
+    images = method.filters.reshape(-1, *grey)
+    return [ImageGrid(f"Filters, {method.name}", images, symmetric=True)]
+
+
+def sample_grid(method: MethodResult, shape: Sequence[int] | None) -> list[Block]:
+    """The samples as images, where rows are grey images."""
+    grey = _grey_shape(shape)
+    if grey is None:
+        return []
+    return [ImageGrid(f"Samples, {method.name}", method.samples.reshape(-1, *grey))]
+
+
+def provenance(
+    data: dict[str, Any], versions: Mapping[str, str], command: str, seeds: Sequence[int]
+) -> dict[str, object]:
+    """Where the figures of a page come from, for its foot."""
+    return {
+        "data": f"{data['name']} (sha256 {str(data.get('fingerprint', ''))[:12]}…)",
+        "binarised above": data.get("binarize"),
+        "seeds": ", ".join(map(str, seeds)),
+        "command": command or "(from Python)",
+        **versions,
+    }

@@ -1,0 +1,453 @@
+"""Does learning need samples? RBMs trained by CD, by PCD and by the extended mean field.
+
+Every method starts from the same weights and sees the rows in the same order, for several seeds.
+Where the model is small enough, the judge is the exact likelihood of held-out rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t as student_t
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+
+from freenergy.data import Dataset
+from freenergy.estimators.validation import check_finite, check_range
+from freenergy.files import write_atomically
+from freenergy.inference import gibbs
+from freenergy.models import RBM
+from freenergy.progress import Reporter
+from freenergy.random import RandomStream
+from freenergy.thermodynamics import RBMMonitor
+from freenergy.training import (
+    RunConfig,
+    RunDirectory,
+    RunError,
+    TrainingOptions,
+    as_rows,
+    load_model,
+)
+from freenergy.training.run import versions
+
+__all__ = [
+    "METHODS",
+    "LearningSettings",
+    "LearningStudy",
+    "MethodResult",
+    "describe",
+    "filters",
+    "read_learning",
+    "run_learning",
+    "samples",
+    "split_held_out",
+]
+
+METHODS: dict[str, dict[str, Any]] = {
+    "CD": {"method": "cd", "n_steps": 1},
+    "PCD": {"method": "pcd", "n_steps": 1},
+    "EMF (naive)": {"method": "emf", "mean_field_order": 1, "n_steps": 3},
+    "EMF (TAP2)": {"method": "emf", "mean_field_order": 2, "n_steps": 3},
+    "EMF (TAP3)": {"method": "emf", "mean_field_order": 3, "n_steps": 3},
+}
+"""What the study compares: a name, and the options that make it."""
+
+_ENUMERABLE_HIDDEN = 18
+_N_READINGS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningSettings:
+    """How the methods are trained.
+
+    Parameters
+    ----------
+    n_hidden : int
+    n_epochs : int
+    batch_size : int
+    learning_rate, learning_rate_decay : float
+    seeds : tuple of int
+    methods : tuple of str
+        Names from :data:`METHODS`.
+    """
+
+    n_hidden: int = 16
+    n_epochs: int = 60
+    batch_size: int = 50
+    learning_rate: float = 0.05
+    learning_rate_decay: float = 0.02
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    methods: tuple[str, ...] = tuple(METHODS)
+
+    @classmethod
+    def for_data(cls, dataset: Dataset) -> LearningSettings:
+        """Settings that fit the size of a data set: exact judging for small, one seed for large."""
+        if dataset.x_train.size <= 2_000_000:
+            return cls()
+        return cls(
+            n_hidden=500,
+            n_epochs=10,
+            batch_size=100,
+            learning_rate_decay=0.1,
+            seeds=(0,),
+            methods=("CD", "PCD", "EMF (TAP2)"),
+        )
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What one method gave, over its seeds.
+
+    Attributes
+    ----------
+    name : str
+    histories : list of list of dict
+        The training records of each seed.
+    accuracy : float or None
+        Held-out accuracy of logistic regression on the hidden activations of the first seed.
+    filters : ndarray of shape (n, n_visible)
+        Weights of some hidden units of the first seed.
+    samples : ndarray of shape (n, n_visible)
+        States of chains of the first seed's model, long after a random start.
+    """
+
+    name: str
+    histories: list[list[dict[str, Any]]]
+    accuracy: float | None
+    filters: np.ndarray
+    samples: np.ndarray
+
+    def final(self, key: str) -> np.ndarray:
+        """The last reading of a quantity, one value for each seed."""
+        return np.array([history[-1].get(key, math.nan) for history in self.histories])
+
+    def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """Epochs, and the readings of a quantity: shape (n_seeds, n_readings)."""
+        first = self.histories[0]
+        epochs = [record["epoch"] for record in first if key in record]
+        values = [[record[key] for record in h if key in record] for h in self.histories]
+        return np.array(epochs), np.array(values)
+
+    @property
+    def seconds(self) -> float:
+        """Time of training, without readings, mean over seeds."""
+        return float(np.mean([sum(r["seconds"] for r in h) for h in self.histories]))
+
+
+@dataclass(frozen=True)
+class LearningStudy:
+    """The result of the study.
+
+    Attributes
+    ----------
+    data : dict
+        Name, sizes and binarisation of the data set.
+    image_shape : tuple of int or None
+    settings : LearningSettings
+    methods : list of MethodResult
+    versions : dict of str
+    command : str
+    """
+
+    data: dict[str, Any]
+    image_shape: tuple[int, ...] | None
+    settings: LearningSettings
+    methods: list[MethodResult]
+    versions: dict[str, str]
+    command: str = ""
+    pixel_accuracy: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the likelihoods are exact."""
+        return "log_likelihood_held_out" in self.methods[0].histories[0][-1]
+
+    @property
+    def judge(self) -> str:
+        """The quantity that the methods are judged by."""
+        return "log_likelihood_held_out" if self.exact else "pseudo_likelihood_held_out"
+
+    def result(self, name: str) -> MethodResult:
+        """The result of a method."""
+        return next(m for m in self.methods if m.name == name)
+
+    def difference(self, name: str, other: str) -> tuple[float, float]:
+        """Mean over seeds of the judge's difference of two methods, and half its 95 % interval.
+
+        Seeds are paired: both methods started from the same weights. With one seed the half-width
+        is NaN.
+        """
+        gaps = self.result(name).final(self.judge) - self.result(other).final(self.judge)
+        if len(gaps) < 2:
+            return float(gaps.mean()), math.nan
+        width = student_t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps))
+        return float(gaps.mean()), float(width)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a study folder was started for, so that it is only continued for the same."""
+
+    data: dict[str, Any]
+    image_shape: tuple[int, ...] | None
+    settings: LearningSettings
+    command: str = field(compare=False, default="")
+
+    def to_json(self, extra: dict[str, Any]) -> str:
+        return json.dumps({**dataclasses.asdict(self), **extra}, indent=2) + "\n"
+
+
+def split_held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to learn from, and held-out rows: the test set, or a fifth of the rows without one.
+
+    Raises
+    ------
+    ValueError
+        When there are fewer than ten rows, or values that 0/1 units cannot take.
+    """
+    if len(dataset.x_train) < 10:
+        raise ValueError(
+            f"{dataset.name} has {len(dataset.x_train)} rows; at least 10 are needed to hold some "
+            "out"
+        )
+    for part in (dataset.x_train, dataset.x_test):
+        if part is not None:
+            check_finite(part)
+            check_range(part, 0.0, 1.0)
+    if dataset.x_test is not None:
+        return dataset.x_train, dataset.x_test
+    train, held_out = train_test_split(dataset.x_train, test_size=0.2, random_state=0)
+    return train, held_out
+
+
+def run_learning(
+    dataset: Dataset,
+    directory: str | os.PathLike[str],
+    settings: LearningSettings | None = None,
+    *,
+    reporter: Reporter | None = None,
+    command: str = "",
+    binarize: float | None = None,
+) -> LearningStudy:
+    """Train every method for every seed, and read off what the report shows.
+
+    Each training is a run directory under ``directory``; what is done there already is not done
+    again, so an interrupted study goes on where it stopped.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With values in [0, 1].
+    directory : path-like
+    settings : LearningSettings, default=None
+        None takes those that fit the data.
+    reporter : Reporter, default=None
+    command : str
+        For the record.
+    binarize : float, default=None
+        For the record: the threshold that the data set was binarised by.
+
+    Returns
+    -------
+    LearningStudy
+
+    Raises
+    ------
+    RunError
+        When the folder holds another study.
+    """
+    directory, reporter = Path(directory), reporter or Reporter()
+    settings = settings or LearningSettings.for_data(dataset)
+    train, held_out = split_held_out(dataset)
+    data = {
+        "name": dataset.name,
+        "binarize": binarize,
+        "fingerprint": dataset.fingerprint,
+        "n_train": len(train),
+        "n_held_out": len(held_out),
+        "n_visible": train.shape[1],
+    }
+    _claim(directory, _Plan(data, dataset.image_shape, settings, command))
+    for name in settings.methods:
+        for seed in settings.seeds:
+            _train_one(name, seed, train, held_out, data, directory, settings, reporter, command)
+    accuracies = _accuracies(dataset, directory, settings, reporter)
+    write_atomically(directory / "accuracy.json", json.dumps(accuracies, indent=2) + "\n")
+    return read_learning(directory)
+
+
+def _claim(directory: Path, plan: _Plan) -> None:
+    path = directory / "study.json"
+    if path.exists():
+        if _read_plan(path)[0] != plan:
+            raise RunError(
+                f"{directory} holds a study of other data or settings; choose another folder "
+                "with --out"
+            )
+        return
+    write_atomically(path, plan.to_json({"study": "learning", "versions": versions()}))
+
+
+def _read_plan(path: Path) -> tuple[_Plan, dict[str, str]]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values["settings"].items()
+        }
+        shape = values["image_shape"]
+        plan = _Plan(
+            values["data"],
+            None if shape is None else tuple(shape),
+            LearningSettings(**settings),
+            values["command"],
+        )
+        return plan, values["versions"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error})") from error
+
+
+def _run_path(directory: Path, name: str, seed: int) -> Path:
+    short = name.lower().replace(" ", "-").replace("(", "").replace(")", "")
+    return directory / f"{short}-seed{seed}"
+
+
+def _train_one(
+    name: str,
+    seed: int,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    data: dict[str, Any],
+    directory: Path,
+    settings: LearningSettings,
+    reporter: Reporter,
+    command: str,
+) -> None:
+    options = TrainingOptions(
+        n_epochs=settings.n_epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        learning_rate_decay=settings.learning_rate_decay,
+        **METHODS[name],
+    )
+    config = RunConfig(data, train.shape[1], settings.n_hidden, options, seed, command=command)
+    path = _run_path(directory, name, seed)
+    run = RunDirectory(path)
+    if not run.config_path.exists():
+        run = RunDirectory.create(path, config)
+    rows = as_rows(train, torch.empty(0))
+    small = settings.n_hidden <= _ENUMERABLE_HIDDEN
+    monitor = RBMMonitor(
+        torch.from_numpy(train), torch.from_numpy(held_out), enumerate=small, n_rows=1000
+    )
+    every = max(1, settings.n_epochs // _N_READINGS)
+    trainer = config.build(rows, (monitor,), monitor_every=every)
+    run.restore(trainer)
+    label = f"{name}, seed {seed}"
+    with reporter.task(label, settings.n_epochs, "epochs", trainer.epoch) as advance:
+        run.train(trainer, rows, on_epoch=lambda t: advance(1, describe(t.history[-1])))
+
+
+def describe(record: dict[str, Any]) -> str:
+    """The most telling number of a training record, in words; nothing where none was read."""
+    for key, words in (
+        ("log_likelihood_held_out", "held-out log-likelihood {:.2f}"),
+        ("log_likelihood", "log-likelihood {:.2f}"),
+        ("pseudo_likelihood_held_out", "held-out pseudo-likelihood {:.2f}"),
+        ("pseudo_likelihood", "pseudo-likelihood {:.2f}"),
+    ):
+        if key in record:
+            return words.format(record[key])
+    return ""
+
+
+def _accuracies(
+    dataset: Dataset, directory: Path, settings: LearningSettings, reporter: Reporter
+) -> dict[str, float]:
+    """Held-out accuracy of logistic regression on pixels and on each method's features."""
+    labels = (dataset.y_train, dataset.y_test)
+    if any(y is None or np.ndim(y) != 1 for y in labels) or dataset.x_test is None:
+        return {}
+    scores = {}
+    names = ["pixels", *settings.methods]
+    with reporter.task("logistic regression on features", len(names), "methods") as advance:
+        for name in names:
+            features = [dataset.x_train[:10_000], dataset.x_test]
+            if name != "pixels":
+                model = load_model(_run_path(directory, name, settings.seeds[0]))
+                with torch.no_grad():
+                    features = [model.hidden_mean(torch.from_numpy(x)).numpy() for x in features]
+            classifier = LogisticRegression(C=1.0, max_iter=500)
+            classifier.fit(features[0], dataset.y_train[:10_000])  # type: ignore[index]
+            scores[name] = float(classifier.score(features[1], dataset.y_test))
+            advance(1)
+    return scores
+
+
+def read_learning(directory: str | os.PathLike[str]) -> LearningStudy:
+    """The result of a study from its folder.
+
+    Parameters
+    ----------
+    directory : path-like
+
+    Returns
+    -------
+    LearningStudy
+
+    Raises
+    ------
+    RunError, CheckpointError
+        When the folder holds no study, or not a complete and undamaged one.
+    """
+    directory = Path(directory)
+    if not (directory / "study.json").is_file():
+        raise RunError(f"{directory} holds no study (there is no study.json in it)")
+    plan, versions = _read_plan(directory / "study.json")
+    scores_path = directory / "accuracy.json"
+    scores = json.loads(scores_path.read_text()) if scores_path.exists() else {}
+    methods = []
+    for name in plan.settings.methods:
+        paths = [_run_path(directory, name, seed) for seed in plan.settings.seeds]
+        histories = [RunDirectory(path).history() for path in paths]
+        if any(len(history) < plan.settings.n_epochs for history in histories):
+            raise RunError(
+                f"the study in {directory} is not complete; go on with "
+                f"'freenergy study --out {directory}' and its options"
+            )
+        model = load_model(paths[0])
+        methods.append(
+            MethodResult(name, histories, scores.get(name), filters(model), samples(model))
+        )
+    return LearningStudy(
+        plan.data,
+        plan.image_shape,
+        plan.settings,
+        methods,
+        versions,
+        plan.command,
+        scores.get("pixels"),
+    )
+
+
+def filters(model: RBM, n: int = 48) -> np.ndarray:
+    """Weights of the ``n`` hidden units with the largest norm, one row each."""
+    weight = model.weight.detach().T
+    order = torch.linalg.vector_norm(weight, dim=1).argsort(descending=True)[:n]
+    return weight[order].cpu().numpy()
+
+
+def samples(model: RBM, n: int = 48, n_steps: int = 1000, seed: int = 0) -> np.ndarray:
+    """Conditional means of the visible units of ``n`` chains, ``n_steps`` after a random start."""
+    random = RandomStream(seed)
+    state = gibbs(model, n, n_steps, random=random)
+    with torch.no_grad():
+        return model.visible_mean(state.hidden).cpu().numpy()
