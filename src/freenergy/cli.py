@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import shlex
@@ -100,7 +101,9 @@ def study(
             dataset, out, settings, reporter=Reporter(), command=_command(), binarize=threshold
         )
     except KeyboardInterrupt:
-        raise _Interrupted(f"go on with the same command and --out {out}") from None
+        raise _Interrupted(
+            f"go on with the same command and --out {shlex.quote(str(out))}"
+        ) from None
     page = learning_page(result)
     path = write(page, out / "report.html")
     if page.verdict is not None:
@@ -110,6 +113,7 @@ def study(
 
 @app.command()
 def train(
+    context: typer.Context,
     data_name: DataOption = "digits",
     out: Annotated[Path | None, typer.Option(help="Run directory to make.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run directory to go on with.")] = None,
@@ -151,12 +155,11 @@ def train(
 ) -> None:
     """Train one RBM in a run directory, with a checkpoint after every epoch."""
     if resume is not None:
-        run, config = _resumed(resume, epochs)
-        dataset = data.load(config.data["name"], binarize=config.data["binarize"])
-        if dataset.fingerprint != config.data["fingerprint"]:
-            raise RunError(
-                f"the data {config.data['name']!r} is not what the run in {resume} started with"
-            )
+        _refuse_changes(context)
+        run = RunDirectory(resume)
+        config = run.config()
+        parts = split_held_out(_data_of(config))
+        config = _extended(run, config, epochs)
     else:
         options = TrainingOptions(
             method=method,
@@ -193,15 +196,16 @@ def train(
             device=_device(device),
             command=_command(),
         )
-        RBM(1, 1, visible=unit)  # An unknown unit type is refused before the folder is made.
+        # Whatever can be refused is refused before the folder is made.
+        parts = split_held_out(dataset)
         run = RunDirectory.create(out or _new_folder(f"train-{dataset.name}"), config)
-    _train_run(run, config, dataset)
+    _train_run(run, config, parts)
     print(f"run: {run.path}")
     print(f"report: {_write_run_report(run)}")
 
 
-def _train_run(run: RunDirectory, config: RunConfig, dataset: data.Dataset) -> None:
-    train_rows, held_out = (_values(x, config) for x in split_held_out(dataset))
+def _train_run(run: RunDirectory, config: RunConfig, parts: tuple[np.ndarray, np.ndarray]) -> None:
+    train_rows, held_out = (_values(x, config) for x in parts)
     rows = as_rows(train_rows, torch.empty(0, device=config.device))
     monitor = RBMMonitor(
         train_rows,
@@ -223,15 +227,33 @@ def _train_run(run: RunDirectory, config: RunConfig, dataset: data.Dataset) -> N
     except KeyboardInterrupt:
         raise _Interrupted(
             f"stopped after epoch {trainer.epoch} of {n_epochs}; go on with: freenergy train "
-            f"--resume {run.path}"
+            f"--resume {shlex.quote(str(run.path))}"
         ) from None
 
 
-def _resumed(path: Path, epochs: int | None) -> tuple[RunDirectory, RunConfig]:
-    """The run to go on with; a new number of epochs is written into its configuration."""
-    run = RunDirectory(path)
-    config = run.config()
+def _refuse_changes(context: typer.Context) -> None:
+    """A resumed run keeps its options: others beside --resume would be passed over in silence."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        typed = source is not None and source.name == "COMMANDLINE"
+        if typed and parameter.name not in ("resume", "epochs"):
+            raise ValueError(f"a run keeps its options: drop {parameter.opts[0]} beside --resume")
+
+
+def _data_of(config: RunConfig) -> data.Dataset:
+    """The data of a run, as it was when the run started."""
+    dataset = data.load(config.data["name"], binarize=config.data.get("binarize"))
+    if dataset.fingerprint != config.data.get("fingerprint"):
+        raise RunError(f"the data {config.data['name']!r} is not what the run started with")
+    return dataset
+
+
+def _extended(run: RunDirectory, config: RunConfig, epochs: int | None) -> RunConfig:
+    """The configuration to go on with; a new number of epochs is written into it."""
     if epochs is not None and epochs != config.options.n_epochs:
+        done = len(run.history()) if run.checkpoint_path.exists() else 0
+        if epochs < done:
+            raise RunError(f"{run.path} has {done} epochs already, more than --epochs {epochs}")
         options = dataclasses.replace(config.options, n_epochs=epochs)
         config = dataclasses.replace(config, options=options)
         write_atomically(run.config_path, config.to_json())
@@ -241,7 +263,7 @@ def _resumed(path: Path, epochs: int | None) -> tuple[RunDirectory, RunConfig]:
             f"{torch.get_num_threads()}; the bits may differ",
             stacklevel=2,
         )
-    return run, config
+    return config
 
 
 @app.command()
@@ -265,7 +287,7 @@ def evaluate(
     if data_name is None:
         if config is None:
             raise ValueError("a checkpoint file does not name its data: give DATA")
-        dataset = data.load(config.data["name"], binarize=config.data["binarize"])
+        dataset = _data_of(config)
     else:
         dataset = data.load(data_name, binarize=_threshold(binarize))
     if dataset.x_train.shape[1] != model.n_visible:
@@ -273,9 +295,8 @@ def evaluate(
             f"{dataset.name} has {dataset.x_train.shape[1]} columns, but the model has "
             f"{model.n_visible} visible units"
         )
-    if beta is None:
-        beta = config.options.beta if config is not None else 1.0
-    values = _measure(model, _to_unit(split_held_out(dataset)[1], model), beta)
+    rows = _to_unit(split_held_out(dataset)[1], model)
+    values = _measure(model, rows, _beta_of(run) if beta is None else beta)
     if as_json:
         finite = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v
@@ -289,6 +310,11 @@ def evaluate(
             name.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value)
         )
     Console().print(table)
+
+
+def _beta_of(path: Path) -> float:
+    """The inverse temperature that a run was trained at; 1 for a checkpoint file alone."""
+    return RunDirectory(path).config().options.beta if path.is_dir() else 1.0
 
 
 @torch.no_grad()
@@ -335,7 +361,9 @@ def sample(
         int, typer.Option("--n", "-n", help="Number of chains; each gives one row.")
     ] = 100,
     steps: Annotated[int, typer.Option(help="Gibbs steps of each chain.")] = 1000,
-    beta: Annotated[float, typer.Option(help="Inverse temperature.")] = 1.0,
+    beta: Annotated[
+        float | None, typer.Option(help="Inverse temperature; default: the run's.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
     out: Annotated[Path, typer.Option(help="File to write, .npy.")] = Path("samples.npy"),
 ) -> None:
@@ -343,9 +371,8 @@ def sample(
     if out.suffix != ".npy":
         raise ValueError(f"--out must end in .npy, got {out}")
     model = load_model(run)
+    beta = _beta_of(run) if beta is None else beta
     chains = gibbs(model, n, steps, beta=beta, random=RandomStream(seed))
-    import io
-
     buffer = io.BytesIO()
     np.save(buffer, chains.visible.numpy(), allow_pickle=False)
     write_atomically(out, buffer.getvalue())
@@ -400,7 +427,8 @@ def _values(rows: np.ndarray, config: RunConfig) -> torch.Tensor:
 
 def _absolute(name: str) -> str:
     """A path that still holds from another folder; a known name as it is."""
-    return name if name in data.NAMES else str(Path(name).resolve())
+    known = name.lower().replace("_", "-")
+    return known if known in data.NAMES else str(Path(name).expanduser().resolve())
 
 
 def _device(name: str) -> str:
@@ -428,10 +456,10 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # How typer passes Ctrl-C on.
+            _fail("interrupted", 130)
     except _Interrupted as stop:
         code = _fail(f"interrupted: {stop}", 130)
-    except KeyboardInterrupt:
-        code = _fail("interrupted", 130)
     except DivergenceError as error:
         code = _fail(str(error), 1)
     except (ValueError, OSError) as error:
@@ -440,7 +468,8 @@ def main() -> None:
         # Usage errors of the option parser, which carry their own message and exit code.
         if not hasattr(error, "format_message"):
             raise
-        code = _fail(f"{error.format_message()} (see freenergy --help)", 2)
+        message = error.format_message()  # Empty where the help itself was printed.
+        code = _fail(f"{message} (see freenergy --help)", 2) if message else 2
     sys.exit(code or 0)
 
 

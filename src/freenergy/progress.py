@@ -21,7 +21,6 @@ from rich.progress import (
 __all__ = ["Reporter"]
 
 _LINE_EVERY = 5.0
-_BAR_EVERY = 0.1
 
 
 class Reporter:
@@ -64,13 +63,13 @@ class Reporter:
     @contextmanager
     def _bar(self, label: str, total: int, unit: str, done: int) -> Iterator[Any]:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(unit),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=Console(file=self.stream)) as progress:
             task = progress.add_task(label, total=total, completed=done, note="")
@@ -101,6 +100,8 @@ class Reporter:
             if time.monotonic() - last >= _LINE_EVERY:
                 report()
 
-        yield advance
-        if completed != reported:
-            report()
+        try:
+            yield advance
+        finally:
+            if completed != reported:
+                report()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import operator
 import os
 import warnings
 from typing import Any, Self
@@ -24,7 +25,7 @@ from freenergy.inference import (
 from freenergy.models import RBM
 from freenergy.random import RandomStream
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from freenergy.training.options import TrainingOptions
+from freenergy.training.options import TrainingOptions, check_whole
 from freenergy.training.rows import Rows, as_rows
 from freenergy.training.run import model_spec
 from freenergy.training.trainer import DivergenceError, Trainer, initialize
@@ -210,7 +211,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             When the parameters became infinite or NaN. The estimator then holds the model of the
             last good pass.
         """
-        with unchanged_on_error(self, ValueError, TypeError):
+        with unchanged_on_error(self):
             rows, dtype = self._training_rows(X, reset=True)
             trainer = self._start(rows, dtype)
         if self.verbose:
@@ -249,21 +250,27 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             As :meth:`fit`. The estimator then stays as it was.
         """
         first = not hasattr(self, "model_")
-        with unchanged_on_error(self, ValueError, TypeError):
+        with unchanged_on_error(self):
             rows, dtype = self._training_rows(X, reset=first)
             trainer = self._start(rows, dtype) if first else self._trainer
-        before = trainer.state()
+            before = trainer.state()
+            try:
+                self._update(trainer, rows)
+            except BaseException:
+                trainer.restore(*before)
+                raise
+        self._publish(trainer)
+        return self
+
+    def _update(self, trainer: Trainer, rows: Rows) -> None:
         for group in trainer.optimizer.param_groups:
             group["lr"] = float(self.learning_rate)
         trainer.update(rows.take(slice(0, len(rows))))
         if not all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters()):
-            trainer.restore(*before)
             raise DivergenceError(
                 "the parameters are not finite after this update, which was undone; lower "
                 f"learning_rate (now {self.learning_rate:g})"
             )
-        self._publish(trainer)
-        return self
 
     def transform(self, X: Any) -> np.ndarray:
         r"""Activation probabilities of the hidden units, :math:`p(h_j = 1 \mid v)`.
@@ -362,7 +369,8 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         if random_state is not None:
             random = RandomStream(random_state, self._model_device())
         if start is None:
-            chains = gibbs(self.model_, n_samples, n_steps, beta=self.beta, random=random)
+            n = operator.index(n_samples)
+            chains = gibbs(self.model_, n, n_steps, beta=self.beta, random=random)
             return chains.visible.cpu().numpy()
         return self._map_rows(
             start,
@@ -440,6 +448,8 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return tags
 
     def _options(self) -> TrainingOptions:
+        check_whole("n_components", self.n_components, 1)
+        check_whole("n_iter", self.n_iter, 0)
         return TrainingOptions(
             method=self.method,
             n_epochs=self.n_iter,
@@ -485,15 +495,22 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def _start(self, rows: Rows, dtype: torch.dtype) -> Trainer:
         device = _torch_device(self.device)
         model = RBM(rows.width, self.n_components, dtype=dtype, device=device)
-        seed: Any = self.random_state
-        if seed is None:
-            # From NumPy's global state, so that np.random.seed makes it repeatable.
-            seed = int(check_random_state(None).randint(2**31))
-        elif not isinstance(seed, np.random.RandomState):
-            seed = int(seed)
+        seed = self._seed()
         random = RandomStream(seed, device)
         initialize(model, rows, random, self.beta)
         return self._trainer_for(model, random, seed)
+
+    def _seed(self) -> int | np.random.RandomState:
+        seed = self.random_state
+        if isinstance(seed, np.random.RandomState):
+            return seed
+        if seed is None:
+            # From NumPy's global state, so that np.random.seed makes it repeatable.
+            return int(check_random_state(None).randint(2**31))
+        check_whole("random_state", seed, 0)
+        if seed >= 2**32:
+            raise ValueError(f"random_state must be less than 2**32, got {seed}")
+        return int(seed)
 
     def _trainer_for(
         self, model: RBM, random: RandomStream, seed: int | np.random.RandomState
@@ -523,6 +540,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self.intercept_visible_ = _array(model.visible_bias)
         self._n_features_out = model.n_hidden
         state = trainer.gradient.state()
+        self.__dict__.pop("h_samples_", None)  # A fit with another method may have left it.
         for name in ("chain", "hidden_state"):
             if name in state:
                 self.h_samples_ = _array(state[name])

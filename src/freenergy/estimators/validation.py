@@ -16,12 +16,12 @@ Matrix: TypeAlias = Any
 
 
 @contextmanager
-def unchanged_on_error(estimator: Any, *errors: type[BaseException]) -> Iterator[None]:
-    """Put an estimator's attributes back when one of these errors leaves the block."""
+def unchanged_on_error(estimator: Any) -> Iterator[None]:
+    """Put an estimator's attributes back when an error leaves the block."""
     before = dict(vars(estimator))
     try:
         yield
-    except errors:
+    except BaseException:
         vars(estimator).clear()
         vars(estimator).update(before)
         raise

@@ -71,19 +71,22 @@ def project_l1(weight: Tensor, max_norm: float, dim: int = 0) -> Tensor:
     """
     magnitude = weight.abs()
     norm = magnitude.sum(dim=dim, keepdim=True)
-    # Measured from the largest entry, so that entries far beyond c do not lose c to rounding. An
-    # entry that is smaller by c or more ends at zero, wherever it is.
-    below = (magnitude - magnitude.amax(dim=dim, keepdim=True)).clamp(min=-max_norm)
+    # Measured from the largest entry, of which a difference of c is left at most: sums of entries
+    # far beyond c would lose c to rounding.
+    below = magnitude - magnitude.amax(dim=dim, keepdim=True)
     n = weight.shape[dim]
     descending = below.sort(dim=dim, descending=True).values
     shape = [1] * weight.dim()
     shape[dim] = n
     rank = torch.arange(1, n + 1, device=weight.device, dtype=weight.dtype).view(shape)
     excess = (descending.cumsum(dim) - max_norm) / rank
-    kept = (descending > excess).sum(dim=dim, keepdim=True).clamp(min=1)
-    theta = excess.gather(dim, kept - 1)
+    kept = (descending > excess) & (descending > -max_norm)
+    theta = excess.gather(dim, kept.sum(dim=dim, keepdim=True).clamp(min=1) - 1)
+    shrunk = (below - theta).clamp(min=0)
+    # What rounding left of a difference to c, after sums over many terms.
+    shrunk *= max_norm / shrunk.sum(dim=dim, keepdim=True)
     inside = norm <= max_norm * (1 + _slack(weight, dim))
-    return torch.where(inside, weight, weight.sign() * (below - theta).clamp(min=0))
+    return torch.where(inside, weight, weight.sign() * shrunk)
 
 
 def _slack(weight: Tensor, dim: int) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from freenergy.files import write_atomically
 from freenergy.report.figures import Chart, Drawing, LegendEntry, Palette, Style, draw
 from freenergy.report.images import ImageGrid, data_uri
 from freenergy.report.page import Block, Page, Section, Table, Text, Verdict
@@ -104,20 +105,7 @@ def write(page: Page, path: str | os.PathLike[str]) -> Path:
     ...     path.name, path.is_file()
     ('warm-up.html', True)
     """
-    target = Path(path)
-    document = render(page).encode("utf-8")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since a file cannot be moved atomically between file systems.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(document)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+    return write_atomically(path, render(page))
 
 
 class _Writer:

@@ -56,7 +56,7 @@ def reading_section(exact: bool) -> Section:
     paragraphs = [
         "**F, U and S** of the mean-field orders are means over states that started at rows of "
         "the data: they describe the valleys that hold the data. The exact values, where given, "
-        "are those of the whole model. F = U − S at temperature 1, in each order.",
+        "are those of the whole model. F = U − S/β in each order.",
         "A **negative entropy**, or states that do not converge, mean that the couplings are too "
         "strong for the expansion: do not trust its free energy there. The TAP free energy is no "
         "bound on the exact one.",

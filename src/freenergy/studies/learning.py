@@ -82,8 +82,8 @@ class LearningSettings:
     n_hidden: int = 16
     n_epochs: int = 60
     batch_size: int = 50
-    learning_rate: float = 0.05
-    learning_rate_decay: float = 0.02
+    learning_rate: float = 0.2
+    learning_rate_decay: float = 0.05
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     methods: tuple[str, ...] = tuple(METHODS)
 
@@ -96,6 +96,7 @@ class LearningSettings:
             n_hidden=500,
             n_epochs=10,
             batch_size=100,
+            learning_rate=0.05,
             learning_rate_decay=0.1,
             seeds=(0,),
             methods=("CD", "PCD", "EMF (TAP2)"),
@@ -417,8 +418,10 @@ def read_learning(directory: str | os.PathLike[str]) -> LearningStudy:
     methods = []
     for name in plan.settings.methods:
         paths = [_run_path(directory, name, seed) for seed in plan.settings.seeds]
-        histories = [RunDirectory(path).history() for path in paths]
-        if any(len(history) < plan.settings.n_epochs for history in histories):
+        runs = [RunDirectory(path) for path in paths]
+        histories = [run.history() for run in runs if run.checkpoint_path.exists()]
+        n_done = sum(len(history) >= plan.settings.n_epochs for history in histories)
+        if n_done < len(runs):
             raise RunError(
                 f"the study in {directory} is not complete; go on with "
                 f"'freenergy study --out {directory}' and its options"
@@ -445,9 +448,8 @@ def filters(model: RBM, n: int = 48) -> np.ndarray:
     return weight[order].cpu().numpy()
 
 
-def samples(model: RBM, n: int = 48, n_steps: int = 1000, seed: int = 0) -> np.ndarray:
+def samples(model: RBM, beta: float = 1.0, n: int = 48, n_steps: int = 1000) -> np.ndarray:
     """Conditional means of the visible units of ``n`` chains, ``n_steps`` after a random start."""
-    random = RandomStream(seed)
-    state = gibbs(model, n, n_steps, random=random)
+    state = gibbs(model, n, n_steps, beta=beta, random=RandomStream(0))
     with torch.no_grad():
-        return model.visible_mean(state.hidden).cpu().numpy()
+        return model.visible_mean(state.hidden, beta).cpu().numpy()

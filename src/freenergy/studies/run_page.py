@@ -32,7 +32,7 @@ def run_page(
     """Compose the report of one training run."""
     options = config.options
     name = options.method.upper()
-    method = MethodResult(name, [history], None, filters(model), samples(model))
+    method = MethodResult(name, [history], None, filters(model), samples(model, options.beta))
     charts: list[Block] = []
     pairs = [
         ("Log-likelihood, exact", "nats", "log_likelihood"),

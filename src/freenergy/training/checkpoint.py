@@ -94,7 +94,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
         ) from error
     if metadata.get("format") != _FORMAT:
         raise CheckpointError(f"{path} was not written by freenergy (or by a newer version)")
-    if metadata.get("sha256") != _digest(tensors, metadata["values"]):
+    if metadata.get("sha256") != _digest(tensors, metadata.get("values", "")):
         raise CheckpointError(
             f"{path} is damaged (its checksum does not match); delete it and train again, or "
             "restore a copy"

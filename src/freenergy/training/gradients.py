@@ -57,10 +57,12 @@ class GradientEstimator(ABC):
         self.model = model
         self.options = options
         self.random = random
-        # Offsets start where the model starts: hidden units in zero field; the visible offset
-        # follows from the visible bias, which the trainer set to the data's means.
-        self._offset_visible = model.visible.mean(options.beta * model.visible_bias.detach())
-        self._offset_hidden = model.hidden.mean(options.beta * model.hidden_bias.detach())
+        # Offsets start where the model starts: the visible ones follow from the biases, which the
+        # trainer set to the data's means; the hidden ones from the visible, so that a flip of the
+        # data flips the offsets and changes nothing else.
+        with torch.no_grad():
+            self._offset_visible = model.visible.mean(options.beta * model.visible_bias)
+            self._offset_hidden = model.hidden_mean(self._offset_visible, options.beta)
         self._rows: tuple[int, int] = (-1, -1)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any, Self
 
 from freenergy.normalization.constraints import CONSTRAINTS
 
-__all__ = ["METHODS", "TrainingOptions"]
+__all__ = ["METHODS", "TrainingOptions", "check_whole"]
 
 METHODS = ("cd", "pcd", "emf")
 """Gradient estimators that :class:`TrainingOptions` knows."""
@@ -91,21 +92,20 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
-        _one_of("mean_field_order", self.mean_field_order, (1, 2, 3))
         _one_of("weight_constraint", self.weight_constraint, (None, *CONSTRAINTS))
-        _at_least("n_epochs", self.n_epochs, 0)
-        for name in ("batch_size", "n_steps"):
-            _at_least(name, getattr(self, name), 1)
+        check_whole("n_epochs", self.n_epochs, 0)
+        for name in ("batch_size", "n_steps", "mean_field_order"):
+            check_whole(name, getattr(self, name), 1)
+        _one_of("mean_field_order", self.mean_field_order, (1, 2, 3))
         if self.n_chains is not None:
-            _at_least("n_chains", self.n_chains, 1)
+            check_whole("n_chains", self.n_chains, 1)
         for name in ("learning_rate", "beta"):
             _positive(name, getattr(self, name))
         for name in ("learning_rate_decay", "l1", "l2"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and not negative, got {value}")
+            if _finite(name, getattr(self, name)) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("momentum", "damping"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= _finite(name, getattr(self, name)) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.weight_constraint is not None:
             if self.max_norm is None:
@@ -149,11 +149,28 @@ def _one_of(name: str, value: object, known: tuple[object, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or int(value) != value or value < least:
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse what is not an integer of at least ``least``, by name.
+
+    Examples
+    --------
+    >>> check_whole("batch_size", 10.0, 1)
+    Traceback (most recent call last):
+        ...
+    ValueError: batch_size must be a whole number of at least 1, got 10.0
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least:  # type: ignore[operator]
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
-def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+def _finite(name: str, value: object) -> float:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _positive(name: str, value: object) -> None:
+    if _finite(name, value) <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Protocol
 
 import numpy as np
@@ -77,7 +78,8 @@ class SparseRows:
 
     def mean(self) -> Tensor:
         """Mean of each column, summed in double precision."""
-        total = np.asarray(self.data.sum(axis=0, dtype=np.float64)).ravel()
+        # SciPy's own sum runs in the matrix's precision, whatever its ``dtype`` says.
+        total = np.bincount(self.data.indices, weights=self.data.data, minlength=self.width)
         return torch.from_numpy(total / len(self)).to(device=self.device, dtype=self.dtype)
 
 
@@ -93,4 +95,9 @@ def as_rows(data: np.ndarray | Tensor | sp.sparray | sp.spmatrix, like: Tensor) 
     """
     if sp.issparse(data):
         return SparseRows(sp.csr_array(data), like.dtype, like.device)
-    return DenseRows(torch.as_tensor(data).to(like.device, like.dtype))
+    if not isinstance(data, Tensor):
+        with warnings.catch_warnings():
+            # Arrays of a memory map or a dataframe are read-only; rows are never written to.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            data = torch.from_numpy(np.ascontiguousarray(data))
+    return DenseRows(data.to(like.device, like.dtype))

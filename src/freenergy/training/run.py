@@ -15,6 +15,7 @@ import math
 import os
 import platform
 from dataclasses import asdict, dataclass, field
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,10 +24,10 @@ import torch
 
 from freenergy._version import __version__
 from freenergy.files import write_atomically
-from freenergy.models import RBM
+from freenergy.models import RBM, get_unit
 from freenergy.random import RandomStream
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from freenergy.training.options import TrainingOptions
+from freenergy.training.options import TrainingOptions, check_whole
 from freenergy.training.rows import Rows
 from freenergy.training.trainer import Monitor, Trainer, initialize
 
@@ -68,6 +69,11 @@ class RunConfig:
     command : str
         As typed.
     versions : dict of str
+
+    Raises
+    ------
+    ValueError
+        When something is impossible; the message names it.
     """
 
     data: dict[str, Any]
@@ -82,9 +88,21 @@ class RunConfig:
     command: str = ""
     versions: dict[str, str] = field(default_factory=versions)
 
+    def __post_init__(self) -> None:
+        if "name" not in self.data:
+            raise ValueError("data must have a name")
+        for name in ("n_visible", "n_hidden"):
+            check_whole(name, getattr(self, name), 1)
+        check_whole("seed", self.seed, 0)
+        for unit in (self.visible, self.hidden):
+            get_unit(unit)
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
+
     def to_json(self) -> str:
         """The configuration as indented JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        # NumPy's numbers, from a grid of options perhaps, are written as plain ones.
+        return json.dumps(asdict(self), indent=2, default=methodcaller("item")) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -138,16 +138,18 @@ class Trainer:
         Raises
         ------
         DivergenceError
-            When parameters are not finite after an epoch. Model and trainer are then as they
-            were after the epoch before.
-        KeyboardInterrupt
-            Passed on, likewise with the state of the last complete epoch restored.
+            When parameters are not finite after an epoch.
+
+        Notes
+        -----
+        Whatever ends an epoch early (divergence, Ctrl-C, a monitor that fails) is passed on with
+        model and trainer as they were after the epoch before.
         """
         while self.epoch < self.options.n_epochs:
             good = self.state()
             try:
                 self._run_epoch(rows, on_batch)
-            except (DivergenceError, KeyboardInterrupt):
+            except BaseException:
                 self.restore(*good)
                 raise
             if on_epoch is not None:

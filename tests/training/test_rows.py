@@ -1,0 +1,83 @@
+"""Rows: dense and sparse data look the same to a trainer."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from freenergy.training import as_rows
+from freenergy.training.rows import DenseRows, SparseRows
+
+X = np.random.default_rng(0).integers(0, 3, (11, 5)) / 2.0
+FORMATS = [sp.csr_array, sp.csr_matrix, sp.csc_array, sp.coo_matrix, sp.lil_matrix]
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def all_rows(dtype):
+    like = torch.empty(0, dtype=dtype)
+    yield as_rows(X, like)
+    yield as_rows(X.astype(np.float32), like)
+    yield as_rows(torch.from_numpy(X), like)
+    for make in FORMATS:
+        yield as_rows(make(X), like)
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "index",
+    [slice(0, 4), slice(4, 8), slice(8, 99), torch.tensor([7, 0, 7, 10]), torch.tensor([3])],
+    ids=str,
+)
+def test_every_kind_of_rows_gives_the_same(index, dtype):
+    expected = X[index if isinstance(index, slice) else index.numpy()]
+    for rows in all_rows(dtype):
+        taken = rows.take(index)
+        assert taken.dtype == dtype
+        assert_array_equal(taken.numpy(), expected)
+
+
+@DTYPES
+def test_size_and_mean(dtype):
+    for rows in all_rows(dtype):
+        assert (len(rows), rows.width) == X.shape
+        assert rows.mean().dtype == dtype
+        assert_allclose(rows.mean().numpy(), X.mean(0), rtol=1e-6 if dtype is torch.float32 else 0)
+
+
+def test_sparse_data_stays_sparse():
+    like = torch.empty(0)
+    assert isinstance(as_rows(sp.csc_matrix(X), like), SparseRows)
+    assert isinstance(as_rows(X, like), DenseRows)
+
+
+def test_means_are_summed_in_double_precision():
+    """In single precision a sum of 10 million tenths is wrong in the third digit."""
+    tenth = np.float32(0.1)
+    dense = as_rows(torch.tensor([[tenth]]).expand(10**7, 1), torch.empty(0))
+    assert float(dense.mean()) == tenth
+    column = sp.csr_array(np.full((10**6, 1), tenth))
+    assert float(as_rows(column, torch.empty(0)).mean()) == pytest.approx(tenth, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [X[::-1], X[:, ::-1], np.asfortranarray(X), X[::2], X.astype(int), X > 0, X.tolist()],
+    ids=["reversed", "mirrored", "fortran", "strided", "integers", "booleans", "list"],
+)
+def test_arrays_of_any_layout_and_type_are_taken(array):
+    rows = as_rows(array, torch.empty(0, dtype=torch.float64))
+    assert_array_equal(rows.take(slice(None)).numpy(), np.asarray(array, dtype=float))
+
+
+def test_arrays_that_cannot_be_written_to_are_taken_in_silence():
+    locked = X.copy()
+    locked.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = as_rows(locked, torch.empty(0, dtype=torch.float64))
+    assert_array_equal(rows.take(slice(0, 3)).numpy(), X[:3])
