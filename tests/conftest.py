@@ -156,6 +156,9 @@ class Ternary(Unit):
         # <x³> = <x> on this support.
         return mean - 3 * mean * self._moment(2, self.field(mean)) + 2 * mean**3
 
+    def cumulant2_slope(self, mean):
+        return self.cumulant3(mean) / self.cumulant2(mean)
+
     def cumulant3_slope(self, mean):
         q = self._moment(2, self.field(mean))
         kappa4 = q - 4 * mean**2 - 3 * q**2 + 12 * mean**2 * q - 6 * mean**4

@@ -149,7 +149,9 @@ class RandomStream:
                 "has_uint32": host["has_uint32"],
                 "uinteger": host["uinteger"],
             }
-        if self._device_generator is not None and "device" in state:
+        if self._device_generator is not None:
+            if "device" not in state:
+                raise ValueError(f"the stored random state was not one of {self.device.type}")
             self._device_generator.set_state(torch.tensor(state["device"], dtype=torch.uint8))
 
     def _buffer(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:

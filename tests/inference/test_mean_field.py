@@ -191,6 +191,32 @@ def test_the_fixed_point_is_stationary(rbm, units, order, beta):
         assert bool(state.converged.all())
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_fixed_point_of_any_unit_type_is_stationary(rbm, order):
+    """Central differences, as the ternary unit's own inverse has no automatic derivative."""
+    model = rbm(4, 3, scale=0.5, visible="ternary", hidden="ternary")
+    state = mean_field(model, order)
+    expansion = PlefkaExpansion(model, order)
+    for i in range(4):
+        step = torch.zeros_like(state.visible)
+        step[0, i] = 1e-4
+        up = expansion.terms(state.visible + step, state.hidden).sum().detach()
+        down = expansion.terms(state.visible - step, state.hidden).sum().detach()
+        assert abs(float(up - down)) / 2e-4 < 1e-7
+
+
+@pytest.mark.parametrize("unit", ["bernoulli", "spin"])
+def test_second_order_is_the_tilt_of_a_binary_unit(rbm, unit):
+    """m = mean(B, A) with A = −β² Σ W² κ₂ and B = β(b + Σ W m') + A m (Tramel et al. 2017)."""
+    beta = 1.3
+    model = rbm(6, 5, scale=0.4, visible=unit, hidden=unit)
+    state = mean_field(model, 2, beta=beta)
+    with torch.no_grad():
+        tilt = -(beta**2) * (model.hidden.cumulant2(state.hidden) @ (model.weight**2).T)
+        field = model.visible_field(state.hidden, beta) + tilt * state.visible
+        assert_allclose(model.visible.mean(field, tilt), state.visible, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("order", [2, 3])
 def test_the_fixed_point_solves_the_equation_on_paper(rbm, order):
     """0/1 units: m = σ(a + Wm + (½−m) W²c + (⅓−2c) W³c(½−m))."""

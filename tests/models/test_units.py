@@ -97,6 +97,13 @@ def test_cumulants_are_functions_of_the_mean(unit):
 
 
 @BOTH
+def test_cumulant2_slope_is_its_derivative(unit):
+    mean = tensor(MEANS[unit.name]).requires_grad_()
+    (slope,) = torch.autograd.grad(unit.cumulant2(mean).sum(), mean)
+    assert_allclose(unit.cumulant2_slope(mean).detach(), slope, rtol=1e-13, atol=1e-15)
+
+
+@BOTH
 def test_cumulant3_slope_is_its_derivative(unit):
     mean = tensor(MEANS[unit.name]).requires_grad_()
     (slope,) = torch.autograd.grad(unit.cumulant3(mean).sum(), mean)

@@ -85,9 +85,14 @@ def gibbs(
     """
     if n_steps < 0:
         raise ValueError(f"n_steps must not be negative, got {n_steps}")
+    n_chains = (
+        start
+        if isinstance(start, int)
+        else len(start.visible if isinstance(start, ChainState) else start)
+    )
+    if n_chains < 1:
+        raise ValueError(f"at least one chain is needed, got {n_chains}")
     if isinstance(start, int):
-        if start < 1:
-            raise ValueError(f"at least one chain is needed, got {start}")
         hidden = random_hidden(model, start, random)
         visible = model.sample_visible(hidden, random, beta)
         hidden = model.sample_hidden(visible, random, beta)

@@ -180,51 +180,40 @@ class PlefkaExpansion:
     def _update(
         self, unit: Unit, bias: Tensor, other_unit: Unit, m: Tensor, other: Tensor, transpose: bool
     ) -> Tensor:
-        """Stationarity of the expansion in one layer, the other held fixed.
+        r"""Stationarity of the expansion in one layer, the other held fixed.
 
-        The second-order term is the tilt A = −β² Σ W² κ₂ of the unit's own distribution with the
-        reaction A m added to its field; the third adds β³/6 (∂κ₃/∂m) Σ W³ κ₃ to the field.
+        The field on a unit at mean m is
+
+            β(b + Σ W m') + ½β² κ₂'(m) Σ W² κ₂ + ⅙β³ κ₃'(m) Σ W³ κ₃
+
+        with primes on the cumulants for derivatives in the mean.
         """
         beta = self.beta
         weight = [p.T if transpose else p for p in self._powers]
         field = torch.addmm(bias, other, weight[0], beta=beta, alpha=beta)
-        if self.order == 1:
-            return unit.mean(field, out=field)
-        tilt = (other_unit.cumulant2(other) @ weight[1]).mul_(-(beta**2))
-        field.addcmul_(tilt, m)
-        if self.order == 3:
-            skew = other_unit.cumulant3(other) @ weight[2]
-            field.addcmul_(unit.cumulant3_slope(m), skew, value=beta**3 / 6)
-        return unit.mean(field, tilt)
+        if self.order >= 2:
+            reaction = other_unit.cumulant2(other) @ weight[1]
+            field.addcmul_(unit.cumulant2_slope(m), reaction, value=0.5 * beta**2)
+        if self.order >= 3:
+            reaction = other_unit.cumulant3(other) @ weight[2]
+            field.addcmul_(unit.cumulant3_slope(m), reaction, value=beta**3 / 6)
+        return unit.mean(field, out=field)
 
     def terms(self, visible: Tensor, hidden: Tensor) -> Tensor:
         r"""Terms of :math:`\beta\Gamma` by order, shape (n_starts, order + 1).
 
         Differentiable in the model's parameters and in the magnetisations.
         """
-        model, beta = self.model, self.beta
-        entropy = model.visible.entropy(visible).sum(-1) + model.hidden.entropy(hidden).sum(-1)
+        model, beta, weight = self.model, self.beta, self.model.weight
+        v, h = model.visible, model.hidden
+        entropy = v.entropy(visible).sum(-1) + h.entropy(hidden).sum(-1)
         terms = [-entropy, model.energy(visible, hidden, beta)]
         if self.order >= 2:
-            terms.append(
-                -0.5
-                * beta**2
-                * _bilinear(
-                    model.visible.cumulant2(visible),
-                    model.weight**2,
-                    model.hidden.cumulant2(hidden),
-                )
-            )
+            pairs = _bilinear(v.cumulant2(visible), weight**2, h.cumulant2(hidden))
+            terms.append(-(beta**2) / 2 * pairs)
         if self.order >= 3:
-            terms.append(
-                -(beta**3)
-                / 6
-                * _bilinear(
-                    model.visible.cumulant3(visible),
-                    model.weight**3,
-                    model.hidden.cumulant3(hidden),
-                )
-            )
+            pairs = _bilinear(v.cumulant3(visible), weight**3, h.cumulant3(hidden))
+            terms.append(-(beta**3) / 6 * pairs)
         return torch.stack(terms, dim=-1)
 
     def weight_gradient(self, visible: Tensor, hidden: Tensor, out: Tensor | None = None) -> Tensor:
@@ -369,6 +358,9 @@ def _validate(model: RBM, beta: float, start: Tensor | None, damping: float, max
         raise ValueError(
             f"start must have shape (n_starts, {model.n_visible}), got {tuple(start.shape)}"
         )
+    low, high = min(model.visible.support), max(model.visible.support)
+    if start is not None and not bool(((start >= low) & (start <= high)).all()):
+        raise ValueError(f"start must hold magnetisations, in [{low:g}, {high:g}]")
 
 
 def _warn(result: MeanField, tolerance: float, max_iter: int) -> None:

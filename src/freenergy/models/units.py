@@ -25,8 +25,9 @@ class Unit(ABC):
     .. math:: p(x) = e^{f x - A x^2 / 2} / z(f, A),
 
     where the sum (or integral) runs over the unit's values. The field already carries the
-    inverse temperature: in an RBM it is :math:`\beta (b_j + \sum_i v_i W_{ij})`. The tilt is the
-    reaction (Onsager) term of second-order mean field; sampling has none.
+    inverse temperature: in an RBM it is :math:`\beta (b_j + \sum_i v_i W_{ij})`. A tilt is what
+    adaptive mean-field theories add to a unit, and the stiffness of one that has its own; a binary
+    unit in a Gibbs chain has none.
 
     Every method works elementwise on tensors of any shape.
     """
@@ -66,6 +67,10 @@ class Unit(ABC):
     @abstractmethod
     def cumulant3(self, mean: Tensor) -> Tensor:
         r"""Third cumulant :math:`\kappa_3` as a function of the mean."""
+
+    @abstractmethod
+    def cumulant2_slope(self, mean: Tensor) -> Tensor:
+        r""":math:`\partial\kappa_2/\partial m = \kappa_3 / \kappa_2`, finite at saturation."""
 
     @abstractmethod
     def cumulant3_slope(self, mean: Tensor) -> Tensor:
@@ -122,10 +127,14 @@ class BinaryUnit(Unit):
         return torch.special.entr(p) + torch.special.entr(1.0 - p)
 
     def cumulant2(self, mean: Tensor) -> Tensor:
-        return (mean - self.low) * ((self.low + self.span) - mean)
+        above = mean if self.low == 0.0 else mean - self.low
+        return ((self.low + self.span) - mean) * above
 
     def cumulant3(self, mean: Tensor) -> Tensor:
-        return self.cumulant2(mean) * ((2.0 * self.low + self.span) - 2.0 * mean)
+        return self.cumulant2(mean) * self.cumulant2_slope(mean)
+
+    def cumulant2_slope(self, mean: Tensor) -> Tensor:
+        return torch.sub(2.0 * self.low + self.span, mean, alpha=2.0)
 
     def cumulant3_slope(self, mean: Tensor) -> Tensor:
         return self.span**2 - 6.0 * self.cumulant2(mean)

@@ -27,7 +27,7 @@ class RBMMonitor:
 
     ================================  ===========================================================
     ``weight_norm``                   Frobenius norm of the couplings
-    ``pseudo_likelihood``             exact log pseudo-likelihood, mean over the watched rows
+    ``pseudo_likelihood``             exact log pseudo-likelihood, mean over rows (binary units)
     ``free_energy_gap``               :math:`\langle F\rangle_\text{held out} -
                                       \langle F\rangle_\text{train}`; it grows with overfitting
     ``tap{n}_free_energy``            :math:`\Gamma` of order *n*, mean over states started at
@@ -96,10 +96,9 @@ class RBMMonitor:
         parts = {suffix: rows.to(model.weight) for suffix, rows in self.parts.items()}
         free_energy = {}
         for suffix, rows in parts.items():
-            watched = rows[: max(budget, 50)]
-            record[f"pseudo_likelihood{suffix}"] = float(
-                pseudo_log_likelihood(model, watched, self.beta).mean()
-            )
+            if len(model.visible.support) == 2:
+                score = pseudo_log_likelihood(model, rows[: max(budget, 50)], self.beta)
+                record[f"pseudo_likelihood{suffix}"] = float(score.mean())
             free_energy[suffix] = float(model.free_energy(rows, self.beta).mean())
         if "_held_out" in parts:
             record["free_energy_gap"] = free_energy["_held_out"] - free_energy[""]
