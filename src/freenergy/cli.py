@@ -452,7 +452,7 @@ def _command() -> str:
 
 def main() -> None:
     """Run the command line; errors of the user end in one line and exit code 2."""
-    warnings.simplefilter("once")
+    warnings.simplefilter("once", UserWarning)
     warnings.showwarning = _show_warning
     try:
         code = app(standalone_mode=False)

@@ -90,8 +90,9 @@ class Reporter:
         def report() -> None:
             nonlocal last, reported
             last, reported = time.monotonic(), completed
+            count = f"{completed}/{total} {unit}".rstrip()
             note = f", {text}" if text else ""
-            self.line(f"{label}: {completed}/{total} {unit}{note}, {last - begin:.1f} s")
+            self.line(f"{label}: {count}{note}, {last - begin:.1f} s")
 
         def advance(n: int, note: str = "") -> None:
             nonlocal completed, text

@@ -122,6 +122,15 @@ def test_exchanged_tensors_are_noticed(tmp_path):
     assert_refused(path, swapped.replace(b'"?????"', b'"other"'), match="checksum")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"F32","shape":[4,3]', b'"I32","shape":[4,3]'), (b"[4,3]", b"[3,4]")]
+)
+def test_another_type_or_shape_of_the_same_size_is_noticed(path, old, new):
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    assert_refused(path, content.replace(old, new), match="checksum")
+
+
 def test_changed_values_are_noticed(path):
     content = path.read_bytes()
     at = content.index(rb"\"epoch\": 3")

@@ -316,6 +316,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             return self._map_rows(X, lambda v: pseudo_log_likelihood(self.model_, v, self.beta))
         if method != "stochastic":
             raise ValueError(f"method must be 'stochastic' or 'exact', got {method!r}")
+        check_is_fitted(self)
         random = RandomStream(check_random_state(self.random_state), self._model_device())
         return self._map_rows(
             X, lambda v: stochastic_pseudo_log_likelihood(self.model_, v, random, self.beta)

@@ -449,7 +449,9 @@ def filters(model: RBM, n: int = 48) -> np.ndarray:
 
 
 def samples(model: RBM, beta: float = 1.0, n: int = 48, n_steps: int = 1000) -> np.ndarray:
-    """Conditional means of the visible units of ``n`` chains, ``n_steps`` after a random start."""
+    """Probabilities of the upper value of each visible unit in ``n`` chains, long after a start."""
     state = gibbs(model, n, n_steps, beta=beta, random=RandomStream(0))
+    low, high = min(model.visible.support), max(model.visible.support)
     with torch.no_grad():
-        return model.visible_mean(state.hidden, beta).cpu().numpy()
+        mean = model.visible_mean(state.hidden, beta)
+    return ((mean - low) / (high - low)).cpu().numpy()

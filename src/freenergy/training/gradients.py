@@ -64,8 +64,6 @@ class GradientEstimator(ABC):
             self._offset_visible = model.visible.mean(options.beta * model.visible_bias)
             self._offset_hidden = model.hidden_mean(self._offset_visible, options.beta)
         self._rows: tuple[int, int] = (-1, -1)
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
 
     @abstractmethod
     def compute(self, batch: Tensor) -> None:
@@ -100,15 +98,19 @@ class GradientEstimator(ABC):
         self._row_weight[:n_data] = -self.options.beta / n_data
         self._row_weight[n_data:] = self.options.beta / n_model
 
+    def _gradients(self) -> list[Tensor]:
+        """Each parameter's ``.grad``, made where absent: at first, and after unpickling."""
+        gradients = []
+        for parameter in (self.model.weight, self.model.visible_bias, self.model.hidden_bias):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        return gradients
+
     def _write_gradient(self) -> None:
         """The gradient from the stacked phases; the hidden buffer is used up."""
-        model, n_data = self.model, self._rows[0]
-        weight_grad, visible_grad, hidden_grad = (
-            model.weight.grad,
-            model.visible_bias.grad,
-            model.hidden_bias.grad,
-        )
-        assert weight_grad is not None and visible_grad is not None and hidden_grad is not None
+        n_data = self._rows[0]
+        weight_grad, visible_grad, hidden_grad = self._gradients()
         if self.options.centered:
             self._offset_visible.lerp_(self._visible[:n_data].mean(0), _OFFSET_RATE)
             self._offset_hidden.lerp_(self._hidden[:n_data].mean(0), _OFFSET_RATE)
@@ -123,11 +125,10 @@ class GradientEstimator(ABC):
 
     def _center_biases(self) -> None:
         """Carry the centred weight gradient over to the biases of the uncentred model."""
-        model = self.model
-        assert model.visible_bias.grad is not None and model.hidden_bias.grad is not None
-        if self.options.centered and model.weight.grad is not None:
-            model.visible_bias.grad.addmv_(model.weight.grad, self._offset_hidden, alpha=-1)
-            model.hidden_bias.grad.addmv_(model.weight.grad.T, self._offset_visible, alpha=-1)
+        if self.options.centered:
+            weight_grad, visible_grad, hidden_grad = self._gradients()
+            visible_grad.addmv_(weight_grad, self._offset_hidden, alpha=-1)
+            hidden_grad.addmv_(weight_grad.T, self._offset_visible, alpha=-1)
 
 
 class ContrastiveDivergence(GradientEstimator):
@@ -218,8 +219,7 @@ class ExtendedMeanField(GradientEstimator):
         model.hidden.mean(data_field, out=self._hidden[:n])
         self._hidden[n:].copy_(hidden)
         self._write_gradient()
-        assert model.weight.grad is not None
-        self._expansion.add_corrections(model.weight.grad, visible, hidden)
+        self._expansion.add_corrections(self._gradients()[0], visible, hidden)
         self._center_biases()
 
     def _persistent_state(self) -> dict[str, Tensor]:

@@ -1,0 +1,610 @@
+"""The command line: what it leaves, what it prints, and one line for every error."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import freenergy as fe
+from freenergy import cli
+from freenergy.inference import exact, pseudo_log_likelihood
+from freenergy.training import RunDirectory, Trainer, load_model
+
+TRAIN = ("train", "--hidden", "4", "--epochs", "2", "--batch-size", "10")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def call(*arguments: object) -> int:
+    """Run the command line in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["freenergy", *map(str, arguments)])
+        patch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
+            cli.main()
+    return stop.value.code
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys) -> Callable[..., Result]:
+    """``run("train", ...)`` in an empty folder: exit code, output and errors."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def start(*arguments: object) -> Result:
+        code = call(*arguments)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Result(code, captured.out, captured.err)
+
+    return start
+
+
+def patterns(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    means = np.random.default_rng(0).random((3, 6)) < 0.5
+    y = rng.integers(0, 3, n)
+    return (means[y] ^ (rng.random((n, 6)) < 0.1)).astype(np.float32), y
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A small file with labels and a test set."""
+    path = tmp_path_factory.mktemp("data") / "patterns.npz"
+    (x, y), (x_test, y_test) = patterns(80, 1), patterns(40, 2)
+    np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    """A run that a test may read, but must not change."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    assert call(*TRAIN, "--data", data, "--out", path, "--beta", 2.0) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def studied(data, tmp_path_factory) -> Path:
+    """A complete study that a test may read, but must not change."""
+    path = tmp_path_factory.mktemp("studied") / "study"
+    assert call(*STUDY, "--data", data, "--out", path) == 0
+    return path
+
+
+STUDY = ("study", "--epochs", "2", "--seeds", "2", "--hidden", "4")
+
+
+def assert_one_line(result: Result, *words: str, code: int = 2) -> None:
+    assert result.code == code
+    assert result.out == ""
+    (line,) = result.err.splitlines()
+    assert line.startswith("freenergy: ")
+    for word in words:
+        assert word in line
+
+
+def assert_same_model(path: Path, other: Path) -> None:
+    for a, b in zip(load_model(path).parameters(), load_model(other).parameters(), strict=True):
+        assert bool((a == b).all())
+
+
+# ---- help and version ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["study", "train", "evaluate", "sample", "report", "version"])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_command_explains_itself(run, command, flag):
+    result = run(command, flag)
+    assert (result.code, result.err) == (0, "")
+    assert f"freenergy {command}" in result.out
+    assert command in run(flag).out
+
+
+def test_help_of_train_names_the_defaults_that_it_has(run):
+    out = " ".join(run("train", "--help").out.split())
+    for option in ("--method", "--resume", "--weight-constraint", "--centered", "--no-centered"):
+        assert option in out
+    assert "[default: pcd]" in out
+
+
+def test_no_command_prints_the_help_alone(run):
+    result = run()
+    assert (result.code, result.err) == (2, "")
+    assert "study" in result.out
+
+
+def test_the_version_is_printed(run):
+    assert run("version") == (0, f"{fe.__version__}\n", "")
+
+
+def test_the_module_is_the_command(tmp_path):
+    """In processes of their own: standard output, one line of error, and exit codes."""
+    calls = {("version",): 0, ("train", "--method", "foo"): 2}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "freenergy", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for arguments in calls
+    ]
+    results = [Result(p.wait(120), *p.communicate()) for p in processes]
+    assert [result.code for result in results] == list(calls.values())
+    assert results[0].out.strip() == fe.__version__
+    assert_one_line(results[1], "method must be one of 'cd', 'pcd', 'emf', got 'foo'")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- train ---------------------------------------------------------------------------------------
+
+
+def test_train_leaves_a_run_and_says_where(run, data):
+    result = run(*TRAIN, "--data", data, "--out", "a run", "--method", "emf", "--order", 3)
+    assert result.code == 0
+    assert result.out == "run: a run\nreport: a run/report.html\n"
+    (line,) = result.err.splitlines()
+    assert line.startswith("a run: 2/2 epochs, held-out log-likelihood -")
+    assert sorted(p.name for p in Path("a run").iterdir()) == [
+        "metrics.jsonl",
+        "model.safetensors",
+        "report.html",
+        "run.json",
+    ]
+    config = RunDirectory("a run").config()
+    assert (config.n_visible, config.n_hidden, config.seed) == (6, 4, 0)
+    assert (config.options.method, config.options.mean_field_order) == ("emf", 3)
+    assert config.data["name"] == str(data)
+    assert shlex.split(config.command)[-6:] == ["--out", "a run", "--method", "emf", "--order", "3"]
+    record = json.loads(Path("a run/metrics.jsonl").read_text().splitlines()[-1])
+    assert record["epoch"] == 2
+    assert record["log_likelihood_held_out"] < 0
+    page = Path("a run/report.html").read_text()
+    assert "How did EMF train this RBM?" in page
+
+
+def test_every_option_of_train_reaches_the_run(run, data):
+    options = {
+        "--method": "cd",
+        "--hidden": 3,
+        "--epochs": 1,
+        "--batch-size": 7,
+        "--learning-rate": 0.02,
+        "--learning-rate-decay": 0.3,
+        "--momentum": 0.4,
+        "--l1": 0.01,
+        "--l2": 0.02,
+        "--steps": 2,
+        "--chains": 9,
+        "--order": 1,
+        "--beta": 1.5,
+        "--weight-constraint": "l2",
+        "--max-norm": 0.8,
+        "--seed": 5,
+        "--unit": "spin",
+    }
+    pairs = [str(x) for pair in options.items() for x in pair]
+    assert run("train", *pairs, "--no-centered", "--data", data, "--out", "run").code == 0
+    config = RunDirectory("run").config()
+    found = config.options
+    assert (found.method, found.n_epochs, found.batch_size) == ("cd", 1, 7)
+    assert (found.learning_rate, found.learning_rate_decay, found.momentum) == (0.02, 0.3, 0.4)
+    assert (found.l1, found.l2, found.n_steps, found.n_chains) == (0.01, 0.02, 2, 9)
+    assert (found.mean_field_order, found.beta, found.centered) == (1, 1.5, False)
+    assert (found.weight_constraint, found.max_norm) == ("l2", 0.8)
+    assert (config.n_hidden, config.seed, config.visible, config.hidden) == (3, 5, "spin", "spin")
+
+
+def test_a_run_finds_a_new_folder_without_a_name(run, data):
+    result = run(*TRAIN, "--data", data)
+    folder = Path(result.out.splitlines()[0].removeprefix("run: "))
+    assert folder.parts[0] == "runs"
+    assert folder.name.startswith("train-patterns-")
+    assert (folder / "report.html").exists()
+
+
+def test_no_epochs_still_give_a_model_and_a_report(run, data):
+    assert run("train", "--epochs", 0, "--hidden", 4, "--data", data, "--out", "run").code == 0
+    assert run("evaluate", "run").code == 0
+    assert Path("run/report.html").exists()
+
+
+@pytest.mark.parametrize("method", ["cd", "pcd", "emf"])
+def test_a_run_is_resumed_and_extended_to_the_same_bits(run, data, method):
+    common = ("--data", data, "--method", method, "--momentum", 0.5)
+    assert run(*TRAIN, *common, "--out", "whole").code == 0
+    assert run("train", "--resume", "whole", "--epochs", 5).code == 0
+    options = ("train", "--hidden", 4, "--epochs", 5, "--batch-size", 10)
+    assert run(*options, *common, "--out", "once").code == 0
+    assert_same_model(Path("whole"), Path("once"))
+    assert len(Path("whole/metrics.jsonl").read_text().splitlines()) == 5
+    # Nothing is left to do: nothing is trained, the report is written again.
+    Path("whole/report.html").unlink()
+    before = Path("whole/model.safetensors").stat().st_mtime_ns
+    result = run("train", "--resume", "whole")
+    assert result.code == 0
+    assert Path("whole/model.safetensors").stat().st_mtime_ns == before
+    assert Path("whole/report.html").exists()
+
+
+def test_a_run_is_resumed_from_another_folder(run, data, monkeypatch, tmp_path):
+    Path("here.npz").write_bytes(data.read_bytes())
+    assert run(*TRAIN, "--data", "here.npz", "--out", "run").code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("train", "--resume", tmp_path / "cwd" / "run", "--epochs", 3).code == 0
+
+
+def test_paths_from_home_and_names_in_capitals_can_be_resumed(run, data, monkeypatch, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "mine.npz").write_bytes(data.read_bytes())
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for i, name in enumerate(("~/mine.npz", "Digits")):
+        assert run(*TRAIN, "--data", name, "--out", f"run{i}").code == 0
+        assert run("train", "--resume", f"run{i}", "--epochs", 3).code == 0
+
+
+def test_options_that_a_resumed_run_would_ignore_are_refused(run, data):
+    assert run(*TRAIN, "--data", data, "--out", "run").code == 0
+    before = Path("run/run.json").read_bytes()
+    for option in (["--learning-rate", "0.5"], ["--data", data], ["--no-centered"], ["--seed", 0]):
+        result = run("train", "--resume", "run", *option)
+        assert_one_line(result, "a run keeps its options", str(option[0]).replace("--no-", "--"))
+    assert Path("run/run.json").read_bytes() == before
+
+
+def test_a_run_is_not_shortened(run, data):
+    assert run(*TRAIN, "--data", data, "--out", "run").code == 0
+    assert_one_line(run("train", "--resume", "run", "--epochs", 1), "has 2 epochs already")
+    assert RunDirectory("run").config().options.n_epochs == 2
+
+
+def test_changed_data_are_refused(run, data):
+    Path("mine.npz").write_bytes(data.read_bytes())
+    assert run(*TRAIN, "--data", "mine.npz", "--out", "run").code == 0
+    before = Path("run/run.json").read_bytes()
+    np.savez("mine.npz", x_train=patterns(80, 9)[0])
+    message = "is not what the run started with"
+    assert_one_line(run("train", "--resume", "run", "--epochs", 9), "mine.npz", message)
+    assert Path("run/run.json").read_bytes() == before, "a refused resume changes nothing"
+    assert_one_line(run("evaluate", "run"), "mine.npz", message)
+    Path("mine.npz").unlink()
+    assert_one_line(run("train", "--resume", "run"), "no file", "mine.npz")
+
+
+def test_another_number_of_threads_is_warned_of(run, data):
+    assert run(*TRAIN, "--data", data, "--out", "run").code == 0
+    text = Path("run/run.json").read_text()
+    Path("run/run.json").write_text(text.replace('"threads": "1"', '"threads": "64"'))
+    result = run("train", "--resume", "run", "--epochs", 3)
+    assert result.code == 0
+    assert "freenergy: warning: the run was started with 64 threads" in result.err.splitlines()[0]
+
+
+def test_divergence_has_a_code_of_its_own_and_keeps_the_run(run, data):
+    assert run(*TRAIN, "--data", data, "--out", "run", "--learning-rate", 1e300).code == 1
+    result = run("train", "--resume", "run")
+    assert_one_line(result, "not finite after epoch 1", "learning_rate (now 1e+300)", code=1)
+
+
+def test_ctrl_c_names_the_command_to_go_on_with(run, data, monkeypatch):
+    update, calls = Trainer.update, []
+
+    def interrupt(self, batch):
+        calls.append(batch)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        update(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", interrupt)
+        result = run(*TRAIN, "--data", data, "--out", "a run")
+    assert result.code == 130
+    message = (
+        "interrupted: stopped after epoch 1 of 2; go on with: freenergy train --resume 'a run'"
+    )
+    assert result.err.splitlines()[-1] == f"freenergy: {message}"
+    assert run(*shlex.split(message.partition("freenergy ")[2])).code == 0
+    assert run(*TRAIN, "--data", data, "--out", "other").code == 0
+    assert_same_model(Path("a run"), Path("other"))
+
+
+def test_ctrl_c_anywhere_ends_in_one_line(run, trained, monkeypatch):
+    def interrupt(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "exact", interrupt)
+    assert_one_line(run("evaluate", trained), "interrupted", code=130)
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+REFUSED = {
+    "train --method foo": "method must be one of 'cd', 'pcd', 'emf', got 'foo'",
+    "train --batch-size 0": "batch_size must be a whole number of at least 1, got 0",
+    "train --batch-size ten": "'--batch-size'",
+    "train --weight-constraint l2": "weight_constraint='l2' needs max_norm",
+    "train --weight-constraint l3 --max-norm 1": "weight_constraint must be one of",
+    "train --max-norm 1": "max_norm has no effect without weight_constraint",
+    "train --hidden 0": "n_hidden must be a whole number of at least 1, got 0",
+    "train --epochs -1": "n_epochs must be a whole number of at least 0, got -1",
+    "train --seed -1": "seed must be a whole number of at least 0, got -1",
+    "train --chains 0": "n_chains must be",
+    "train --steps 0": "n_steps must be",
+    "train --order 4": "mean_field_order must be one of 1, 2, 3, got 4",
+    "train --beta 0": "beta must be positive",
+    "train --learning-rate nan": "learning_rate must be a finite number",
+    "train --unit potts": "unknown unit type 'potts'",
+    "train --device tpu": "--device takes cpu, cuda or auto, got 'tpu'",
+    "train --binarize half": "--binarize takes a number or 'none', got 'half'",
+    "train --binarize nan": "not a threshold",
+    "train --data nowhere.npz": "no file nowhere.npz",
+    "train --data mnits": "did you mean 'mnist'?",
+    "train --data damaged.npz": "cannot read",
+    "train --data grey.npz --binarize none": "has the value 7 in column 1, row 0, outside [0, 1]",
+    "train --data few.npz": "has 3 rows; at least 10 are needed",
+    "train --unknown 1": "No such option: --unknown",
+    "train extra": "extra",
+    "train --resume nowhere": "nowhere holds no run (there is no run.json in it)",
+    "train --resume .": "holds no run",
+    "evaluate nowhere": "no checkpoint at nowhere",
+    "evaluate .": "no checkpoint at model.safetensors",
+    "evaluate damaged.npz": "damaged.npz is damaged",
+    "evaluate": "Missing argument",
+    "sample nowhere": "no checkpoint at nowhere",
+    "sample nowhere --out samples.csv": "--out must end in .npy, got samples.csv",
+    "report nowhere": "nowhere holds no run",
+    "study --hidden 0": "--hidden must be at least 1, got 0",
+    "study --epochs 0": "--epochs must be at least 1, got 0",
+    "study --seeds 0": "--seeds must be at least 1, got 0",
+    "study --data nowhere.npz": "no file nowhere.npz",
+    "study --data few.npz": "has 3 rows",
+    "study --data grey.npz --binarize none": "outside [0, 1]",
+    "foo": "No such command 'foo'",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_a_mistake_is_one_line_and_leaves_nothing(run, arguments):
+    Path("damaged.npz").write_bytes(b"PK\x03\x04 not an archive")
+    np.savez("grey.npz", x_train=np.full((20, 3), 7.0).cumsum(0).clip(0, 7) * [0, 1, 0])
+    np.savez("few.npz", x_train=np.zeros((3, 4)))
+    before = sorted(Path().rglob("*"))
+    assert_one_line(run(*arguments.split()), REFUSED[arguments])
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_folder_that_holds_a_run_is_not_used_again(run, data, trained):
+    before = (trained / "run.json").read_bytes()
+    result = run(*TRAIN, "--data", data, "--out", trained)
+    assert_one_line(result, "already holds a run", f"--resume {trained}", "--out")
+    assert (trained / "run.json").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_named(run, data):
+    Path("file").write_text("")
+    assert_one_line(run(*TRAIN, "--data", data, "--out", "file/run"), "file/run")
+
+
+@pytest.mark.parametrize("command", ["train --resume", "evaluate", "sample", "report"])
+@pytest.mark.parametrize("file", ["model.safetensors", "run.json"])
+def test_damage_to_a_run_is_named(run, data, command, file):
+    assert run(*TRAIN, "--data", data, "--out", "run").code == 0
+    path = Path("run") / file
+    path.write_bytes(path.read_bytes()[:-30])
+    assert_one_line(run(*command.split(), "run"), file, "is damaged")
+
+
+def test_a_run_before_its_first_epoch_has_no_model_yet(run, data, monkeypatch):
+    def interrupt(self, batch):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", interrupt)
+        assert run(*TRAIN, "--data", data, "--out", "run").code == 130
+    for command in ("evaluate", "sample", "report"):
+        assert_one_line(run(command, "run"), "no checkpoint at run/model.safetensors")
+    assert run("train", "--resume", "run").code == 0
+
+
+# ---- evaluate ------------------------------------------------------------------------------------
+
+
+def test_evaluate_measures_the_held_out_rows_of_the_run(run, trained, data):
+    result = run("evaluate", trained, "--json")
+    assert (result.code, result.err) == (0, "")
+    values = json.loads(result.out)
+    model, rows = load_model(trained), torch.from_numpy(patterns(40, 2)[0])
+    statistics = exact(model, 2.0)
+    free_energy = float(model.free_energy(rows, 2.0).mean().detach())
+    expected = {
+        "beta": 2.0,
+        "rows": 40,
+        "free_energy_of_rows": free_energy,
+        "log_partition": statistics.log_partition,
+        "log_likelihood": -2.0 * free_energy - statistics.log_partition,
+        "entropy": statistics.entropy,
+        "energy": statistics.energy,
+        "free_energy": statistics.free_energy,
+        "pseudo_likelihood": float(pseudo_log_likelihood(model, rows, 2.0).mean()),
+        "weight_norm": float(model.weight.detach().norm()),
+    }
+    for name, value in expected.items():
+        assert values[name] == pytest.approx(value, rel=1e-5), name
+    assert values["tap3_log_partition"] == pytest.approx(statistics.log_partition, abs=1e-3)
+    assert values["tap2_converged"] == 1.0
+    for name in ("log_likelihood", "pseudo_likelihood"):
+        assert 0 < values[f"{name}_standard_error"] < 1
+    other = json.loads(run("evaluate", trained, "--json", "--beta", 1).out)
+    assert other["log_partition"] == pytest.approx(exact(model, 1.0).log_partition, rel=1e-6)
+
+
+def test_evaluate_prints_a_table(run, trained):
+    result = run("evaluate", trained)
+    assert (result.code, result.err) == (0, "")
+    values = json.loads(run("evaluate", trained, "--json").out)
+    words = " ".join(result.out.split())
+    assert f"log likelihood │ {values['log_likelihood']:.6g} " in words
+    assert "│ rows │ 40 │" in words
+
+
+def test_evaluate_takes_other_data_and_a_model_file(run, trained, data):
+    file = trained / "model.safetensors"
+    assert_one_line(run("evaluate", file), "a checkpoint file does not name its data: give DATA")
+    own = json.loads(run("evaluate", trained, "--json").out)
+    same = json.loads(run("evaluate", file, data, "--json", "--beta", 2).out)
+    assert same == own
+    assert json.loads(run("evaluate", file, data, "--json").out)["beta"] == 1.0
+    message = "digits has 64 columns, but the model has 6 visible units"
+    assert_one_line(run("evaluate", trained, "digits"), message)
+    assert_one_line(run("evaluate", trained, "--beta", 0), "beta")
+
+
+def test_a_model_too_large_to_enumerate_claims_no_likelihood(run):
+    options = ("--hidden", 30, "--epochs", 1, "--batch-size", 200)
+    assert run("train", *options, "--out", "run").code == 0
+    values = json.loads(run("evaluate", "run", "--json").out)
+    assert "log_likelihood" not in values
+    assert values["pseudo_likelihood"] < 0
+    assert "log_likelihood" not in Path("run/metrics.jsonl").read_text()
+
+
+# ---- spins, samples, reports ---------------------------------------------------------------------
+
+
+def test_spins_are_trained_measured_and_sampled(run, data):
+    options = ("--unit", "spin", "--data", data, "--out", "run", "--learning-rate", 0.02)
+    assert run(*TRAIN, *options).code == 0
+    model = load_model("run")
+    assert (model.visible.name, model.hidden.name) == ("spin", "spin")
+    values = json.loads(run("evaluate", "run", "--json").out)
+    rows = torch.from_numpy(2 * patterns(40, 2)[0] - 1)
+    free_energy = float(model.free_energy(rows).mean().detach())
+    expected = -free_energy - exact(model).log_partition
+    assert values["log_likelihood"] == pytest.approx(expected, rel=1e-5)
+    assert -6 * np.log(2) < values["log_likelihood"] < 0
+    assert run("sample", "run", "--n", 50, "--steps", 3).code == 0
+    assert set(np.unique(np.load("samples.npy"))) == {-1.0, 1.0}
+    assert run("report", "run").code == 0
+
+
+def test_samples_are_seeded_and_at_the_temperature_of_the_run(run, trained):
+    result = run("sample", trained, "--n", 4000, "--steps", 20, "--out", "a/b.npy", "--seed", 3)
+    assert (result.code, result.err) == (0, "")
+    assert result.out == "samples: a/b.npy (4000 rows of 6)\n"
+    samples = np.load("a/b.npy")
+    assert samples.shape == (4000, 6)
+    model = load_model(trained)
+    for beta in (2.0, 0.1):
+        visible = exact(model, beta).visible.numpy()
+        near = np.abs(samples.mean(0) - visible).max() < 4.5 * 0.5 / 4000**0.5
+        assert near == (beta == 2.0)
+    run("sample", trained, "--n", 4000, "--steps", 20, "--out", "again.npy", "--seed", 3)
+    np.testing.assert_array_equal(np.load("again.npy"), samples)
+    run("sample", trained, "--n", 4000, "--steps", 20, "--out", "other.npy", "--seed", 4)
+    assert (np.load("other.npy") != samples).any()
+    run("sample", trained, "--n", 4000, "--steps", 20, "--out", "hot.npy", "--beta", 0.1)
+    hot = exact(model, 0.1).visible.numpy()
+    assert np.abs(np.load("hot.npy").mean(0) - hot).max() < 4.5 * 0.5 / 4000**0.5
+
+
+def test_impossible_samples_are_refused(run, trained):
+    assert_one_line(run("sample", trained, "--n", 0), "at least one chain")
+    assert_one_line(run("sample", trained, "--steps", -1), "n_steps must not be negative")
+    assert not Path("samples.npy").exists()
+
+
+def test_report_writes_the_page_again(run, data):
+    assert run(*TRAIN, "--data", data, "--out", "run").code == 0
+    page = Path("run/report.html").read_bytes()
+    Path("run/report.html").unlink()
+    assert run("report", "run") == (0, "report: run/report.html\n", "")
+    assert len(Path("run/report.html").read_bytes()) == pytest.approx(len(page), rel=0.01)
+
+
+# ---- study ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_training(monkeypatch) -> None:
+    def fail(self, batch):
+        pytest.fail("trained again")
+
+    monkeypatch.setattr(Trainer, "update", fail)
+
+
+def test_a_study_trains_every_method_and_prints_its_report(studied, run, data, no_training):
+    runs = sorted(path.name for path in studied.iterdir() if path.is_dir())
+    methods = ("cd", "emf-naive", "emf-tap2", "emf-tap3", "pcd")
+    assert runs == [f"{name}-seed{seed}" for name in methods for seed in (0, 1)]
+    assert (studied / "report.html").exists()
+    accuracy = json.loads((studied / "accuracy.json").read_text())
+    assert set(accuracy) == {"pixels", "CD", "PCD", "EMF (naive)", "EMF (TAP2)", "EMF (TAP3)"}
+    assert accuracy["pixels"] > 0.7
+    # The same command again reads what is there.
+    (studied / "report.html").unlink()
+    result = run(*STUDY, "--data", data, "--out", studied)
+    assert (result.code, result.err.count("epochs")) == (0, 0)
+    verdict, path = result.out.splitlines()
+    assert path == f"report: {studied / 'report.html'}"
+    assert "log-likelihood after learning with EMF (TAP2)" in verdict
+    page = (studied / "report.html").read_text()
+    assert verdict.split(".")[0] in page
+
+
+def test_the_report_of_a_study_is_written_again(studied, run, no_training):
+    (studied / "report.html").unlink(missing_ok=True)
+    assert run("report", studied) == (0, f"report: {studied / 'report.html'}\n", "")
+    assert (studied / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [("--hidden", 5), ("--epochs", 3), ("--seeds", 3), ("--binarize", 0.3)]
+)
+def test_a_study_is_only_continued_for_the_same(studied, run, data, no_training, changes):
+    result = run(*STUDY, "--data", data, "--out", studied, *changes)
+    assert_one_line(result, "holds a study of other data or settings", "--out")
+
+
+def test_an_unfinished_study_goes_on_where_it_stopped(run, data, studied, monkeypatch):
+    update, calls = Trainer.update, []
+
+    def interrupt(self, batch):
+        calls.append(batch)
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        update(self, batch)
+
+    arguments = (*STUDY, "--data", data, "--out", "my study")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", interrupt)
+        result = run(*arguments)
+    assert result.code == 130
+    last = result.err.splitlines()[-1]
+    assert last == "freenergy: interrupted: go on with the same command and --out 'my study'"
+    assert_one_line(run("report", "my study"), "is not complete; go on with")
+    done = {p: p.stat().st_mtime_ns for p in Path("my study").glob("cd-seed*/model.safetensors")}
+    assert len(done) == 2
+    assert run(*arguments).code == 0
+    assert {p: p.stat().st_mtime_ns for p in done} == done
+    for path in sorted(studied.glob("*-seed*")):
+        assert_same_model(Path("my study") / path.name, path)
