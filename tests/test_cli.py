@@ -19,7 +19,7 @@ import torch
 import freenergy as fe
 from freenergy import cli
 from freenergy.inference import exact, pseudo_log_likelihood
-from freenergy.training import RunDirectory, Trainer, load_model
+from freenergy.training import RunDirectory, Trainer, TrainingOptions, load_model
 
 TRAIN = ("train", "--hidden", "4", "--epochs", "2", "--batch-size", "10")
 
@@ -196,22 +196,29 @@ def test_every_option_of_train_reaches_the_run(run, data):
         "--steps": 2,
         "--chains": 9,
         "--order": 1,
+        "--damping": 0.3,
         "--beta": 1.5,
         "--weight-constraint": "l2",
         "--max-norm": 0.8,
         "--seed": 5,
         "--unit": "spin",
+        "--dtype": "float64",
     }
     pairs = [str(x) for pair in options.items() for x in pair]
-    assert run("train", *pairs, "--no-centered", "--data", data, "--out", "run").code == 0
+    flags = ("--no-centered", "--no-persistent", "--no-shuffle")
+    assert run("train", *pairs, *flags, "--data", data, "--out", "run").code == 0
     config = RunDirectory("run").config()
     found = config.options
     assert (found.method, found.n_epochs, found.batch_size) == ("cd", 1, 7)
     assert (found.learning_rate, found.learning_rate_decay, found.momentum) == (0.02, 0.3, 0.4)
     assert (found.l1, found.l2, found.n_steps, found.n_chains) == (0.01, 0.02, 2, 9)
-    assert (found.mean_field_order, found.beta, found.centered) == (1, 1.5, False)
+    assert (found.mean_field_order, found.damping, found.beta) == (1, 0.3, 1.5)
+    assert (found.centered, found.persistent, found.shuffle) == (False, False, False)
     assert (found.weight_constraint, found.max_norm) == ("l2", 0.8)
-    assert (config.n_hidden, config.seed, config.visible, config.hidden) == (3, 5, "spin", "spin")
+    assert (config.n_hidden, config.seed, config.dtype) == (3, 5, "float64")
+    assert (config.visible, config.hidden) == ("spin", "spin")
+    left = TrainingOptions().to_dict().items() & found.to_dict().items()
+    assert not left, "an option of training without an option of the command line"
 
 
 def test_a_run_finds_a_new_folder_without_a_name(run, data):
@@ -301,9 +308,9 @@ def test_another_number_of_threads_is_warned_of(run, data):
 
 
 def test_divergence_has_a_code_of_its_own_and_keeps_the_run(run, data):
-    assert run(*TRAIN, "--data", data, "--out", "run", "--learning-rate", 1e300).code == 1
+    assert run(*TRAIN, "--data", data, "--out", "run", "--learning-rate", 1e30).code == 1
     result = run("train", "--resume", "run")
-    assert_one_line(result, "not finite after epoch 1", "learning_rate (now 1e+300)", code=1)
+    assert_one_line(result, "diverged in epoch 1", "learning_rate (now 1e+30)", code=1)
 
 
 def test_ctrl_c_names_the_command_to_go_on_with(run, data, monkeypatch):
@@ -414,7 +421,7 @@ def test_damage_to_a_run_is_named(run, data, command, file):
     assert_one_line(run(*command.split(), "run"), file, "is damaged")
 
 
-def test_a_run_before_its_first_epoch_has_no_model_yet(run, data, monkeypatch):
+def test_a_run_before_its_first_epoch_has_the_model_it_starts_from(run, data, monkeypatch):
     def interrupt(self, batch):
         raise KeyboardInterrupt
 
@@ -422,8 +429,34 @@ def test_a_run_before_its_first_epoch_has_no_model_yet(run, data, monkeypatch):
         patch.setattr(Trainer, "update", interrupt)
         assert run(*TRAIN, "--data", data, "--out", "run").code == 130
     for command in ("evaluate", "sample", "report"):
-        assert_one_line(run(command, "run"), "no checkpoint at run/model.safetensors")
+        assert run(command, "run").code == 0
     assert run("train", "--resume", "run").code == 0
+
+
+def test_a_checkpoint_without_its_configuration_is_not_taken_over(run, data):
+    assert run(*TRAIN, "--data", data, "--out", "run").code == 0
+    Path("run/run.json").unlink()
+    assert_one_line(run(*TRAIN, "--data", data, "--out", "run"), "already holds a run")
+
+
+def test_a_run_in_double_precision_goes_on(run, data):
+    options = ("--dtype", "float64", "--method", "emf", "--epochs", "1", "--hidden", "3")
+    assert run("train", *options, "--data", data, "--out", "run").code == 0
+    assert run("train", "--resume", "run", "--epochs", "2").code == 0
+
+
+def test_a_model_too_large_for_memory_leaves_no_folder(run, data):
+    result = run("train", "--hidden", "100000000000000", "--data", data, "--out", "run")
+    assert_one_line(result, "does not fit into memory")
+    assert not Path("run").exists()
+
+
+def test_a_given_file_is_measured_whole(run, trained, tmp_path):
+    rows = np.random.default_rng(0).integers(0, 2, (7, 6)).astype(np.float32)
+    np.save(tmp_path / "seven.npy", rows)
+    result = run("evaluate", trained, tmp_path / "seven.npy", "--json")
+    assert json.loads(result.out)["rows"] == 7
+    assert_one_line(run("evaluate", trained, "--binarize", "0.3"), "drop --binarize")
 
 
 # ---- evaluate ------------------------------------------------------------------------------------

@@ -21,15 +21,17 @@ from rich.table import Table
 
 from freenergy import data
 from freenergy._version import __version__
+from freenergy.estimators.validation import check_finite, check_range
 from freenergy.files import write_atomically
 from freenergy.inference import (
     MeanFieldWarning,
     exact,
     gibbs,
+    is_enumerable,
     mean_field,
     pseudo_log_likelihood,
 )
-from freenergy.models import RBM
+from freenergy.models import RBM, Unit, get_unit
 from freenergy.progress import Reporter
 from freenergy.random import RandomStream
 from freenergy.report import write
@@ -45,9 +47,11 @@ from freenergy.studies.run_page import run_page
 from freenergy.thermodynamics import RBMMonitor
 from freenergy.training import (
     DivergenceError,
+    Rows,
     RunConfig,
     RunDirectory,
     RunError,
+    Trainer,
     TrainingOptions,
     as_rows,
     load_model,
@@ -70,7 +74,6 @@ DataOption = Annotated[
 BinarizeOption = Annotated[
     str, typer.Option(help="Values above this become 1, others 0; 'none' keeps grey values.")
 ]
-_ENUMERABLE_HIDDEN = 18
 _TRAINING = TrainingOptions()
 
 
@@ -98,7 +101,13 @@ def study(
     out = out or _new_folder(f"study-{dataset.name}")
     try:
         result = run_learning(
-            dataset, out, settings, reporter=Reporter(), command=_command(), binarize=threshold
+            dataset,
+            out,
+            settings,
+            reporter=Reporter(),
+            command=_command(),
+            binarize=threshold,
+            source=_absolute(data_name),
         )
     except KeyboardInterrupt:
         raise _Interrupted(
@@ -144,13 +153,21 @@ def train(
     order: Annotated[
         int, typer.Option(help="Of the mean field: 1, 2 or 3.")
     ] = _TRAINING.mean_field_order,
+    persistent: Annotated[
+        bool, typer.Option(help="Mean-field states go on between updates, or start at each batch.")
+    ] = _TRAINING.persistent,
+    damping: Annotated[float, typer.Option(help="Of the mean-field sweeps.")] = _TRAINING.damping,
     centered: Annotated[bool, typer.Option(help="Use the centred gradient.")] = _TRAINING.centered,
+    shuffle: Annotated[
+        bool, typer.Option(help="Visit the rows in a new order in each epoch.")
+    ] = _TRAINING.shuffle,
     beta: Annotated[float, typer.Option(help="Inverse temperature.")] = _TRAINING.beta,
     weight_constraint: Annotated[
         str | None, typer.Option(help="l1, l2 or frobenius; needs --max-norm.")
     ] = None,
     max_norm: Annotated[float | None, typer.Option(help="Norm that the constraint holds.")] = None,
     seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
 ) -> None:
     """Train one RBM in a run directory, with a checkpoint after every epoch."""
@@ -173,7 +190,10 @@ def train(
             n_steps=steps,
             n_chains=chains,
             mean_field_order=order,
+            damping=damping,
+            persistent=persistent,
             centered=centered,
+            shuffle=shuffle,
             beta=beta,
             weight_constraint=weight_constraint,
             max_norm=max_norm,
@@ -193,32 +213,42 @@ def train(
             seed,
             visible=unit,
             hidden=unit,
+            dtype=_dtype(dtype),
             device=_device(device),
             command=_command(),
         )
-        # Whatever can be refused is refused before the folder is made.
         parts = split_held_out(dataset)
-        run = RunDirectory.create(out or _new_folder(f"train-{dataset.name}"), config)
-    _train_run(run, config, parts)
+        run = RunDirectory(out or _new_folder(f"train-{dataset.name}"))
+    trainer, rows = _trainer(config, parts)
+    if resume is None:
+        # Only now: whatever is refused is refused before the folder is made.
+        run = RunDirectory.create(run.path, config)
+    _train_run(run, config, trainer, rows)
     print(f"run: {run.path}")
     print(f"report: {_write_run_report(run)}")
 
 
-def _train_run(run: RunDirectory, config: RunConfig, parts: tuple[np.ndarray, np.ndarray]) -> None:
-    train_rows, held_out = (_values(x, config) for x in parts)
-    rows = as_rows(train_rows, torch.empty(0, device=config.device))
-    monitor = RBMMonitor(
-        train_rows,
-        held_out,
-        beta=config.options.beta,
-        enumerate=config.n_hidden <= _ENUMERABLE_HIDDEN,
-    )
-    trainer = config.build(rows, (monitor,))
+def _trainer(config: RunConfig, parts: tuple[np.ndarray, np.ndarray]) -> tuple[Trainer, Rows]:
+    """The trainer of a run at its start, with its rows."""
+    unit = get_unit(config.visible)
+    train_rows, held_out = (_to_unit(x, unit) for x in parts)
+    like = torch.empty(0, dtype=getattr(torch, config.dtype), device=_device(config.device))
+    rows = as_rows(train_rows, like)
+    monitor = RBMMonitor(train_rows, held_out, beta=config.options.beta)
+    try:
+        return config.build(rows, (monitor,)), rows
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(
+            f"a model of {config.n_visible} × {config.n_hidden} units does not fit into memory"
+        ) from error
+
+
+def _train_run(run: RunDirectory, config: RunConfig, trainer: Trainer, rows: Rows) -> None:
     run.restore(trainer)
     reporter = Reporter()
     n_epochs = config.options.n_epochs
 
-    def report_epoch(trainer: Any) -> None:
+    def report_epoch(trainer: Trainer) -> None:
         advance(1, describe(trainer.history[-1]))
 
     try:
@@ -228,6 +258,10 @@ def _train_run(run: RunDirectory, config: RunConfig, parts: tuple[np.ndarray, np
         raise _Interrupted(
             f"stopped after epoch {trainer.epoch} of {n_epochs}; go on with: freenergy train "
             f"--resume {shlex.quote(str(run.path))}"
+        ) from None
+    except DivergenceError as error:
+        raise DivergenceError(
+            f"{error}. A run keeps its options: start another with freenergy train --out"
         ) from None
 
 
@@ -275,7 +309,9 @@ def evaluate(
             metavar="[DATA]", help="As --data of train; default: the run's own held-out rows."
         ),
     ] = None,
-    binarize: BinarizeOption = "0.5",
+    binarize: Annotated[
+        str | None, typer.Option(help="As for train; default: the run's.", show_default=False)
+    ] = None,
     beta: Annotated[
         float | None, typer.Option(help="Inverse temperature; default: the run's.")
     ] = None,
@@ -287,25 +323,32 @@ def evaluate(
     if data_name is None:
         if config is None:
             raise ValueError("a checkpoint file does not name its data: give DATA")
+        if binarize is not None:
+            raise ValueError("the run's own rows are binarised as they were: drop --binarize")
         dataset = _data_of(config)
+        values = split_held_out(dataset)[1]
     else:
-        dataset = data.load(data_name, binarize=_threshold(binarize))
+        own = 0.5 if config is None else config.data.get("binarize")
+        dataset = data.load(data_name, binarize=own if binarize is None else _threshold(binarize))
+        values = dataset.x_train if dataset.x_test is None else dataset.x_test
+        check_finite(values)
+        check_range(values, 0.0, 1.0)
     if dataset.x_train.shape[1] != model.n_visible:
         raise ValueError(
             f"{dataset.name} has {dataset.x_train.shape[1]} columns, but the model has "
             f"{model.n_visible} visible units"
         )
-    rows = _to_unit(split_held_out(dataset)[1], model)
-    values = _measure(model, rows, _beta_of(run) if beta is None else beta)
+    rows = _to_unit(values, model.visible).to(model.weight)
+    numbers = _measure(model, rows, _beta_of(run) if beta is None else beta)
     if as_json:
         finite = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in values.items()
+            for k, v in numbers.items()
         }
         print(json.dumps(finite, indent=2))
         return
     table = Table("quantity", "value", title=f"{run} on {dataset.name}")
-    for name, value in values.items():
+    for name, value in numbers.items():
         table.add_row(
             name.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value)
         )
@@ -331,7 +374,7 @@ def _measure(model: RBM, rows: torch.Tensor, beta: float) -> dict[str, Any]:
         "free_energy_of_rows": float(energy.mean()),
         "weight_norm": float(torch.linalg.vector_norm(model.weight)),
     }
-    if min(model.n_visible, model.n_hidden) <= _ENUMERABLE_HIDDEN + 2:
+    if is_enumerable(model):
         statistics = exact(model, beta)
         likelihood = -beta * energy.double() - statistics.log_partition
         values |= {
@@ -415,20 +458,22 @@ def _threshold(text: str) -> float | None:
         raise ValueError(f"--binarize takes a number or 'none', got {text!r}") from None
 
 
-def _to_unit(rows: np.ndarray, model: RBM) -> torch.Tensor:
-    """Rows in [0, 1] as values of the model's visible units."""
-    low, high = min(model.visible.support), max(model.visible.support)
-    return (torch.from_numpy(rows) * (high - low) + low).to(model.weight)
-
-
-def _values(rows: np.ndarray, config: RunConfig) -> torch.Tensor:
-    return _to_unit(rows, RBM(1, 1, visible=config.visible))
+def _to_unit(rows: np.ndarray, unit: Unit) -> torch.Tensor:
+    """Rows in [0, 1] as values of a binary unit."""
+    low, high = min(unit.support), max(unit.support)
+    return torch.from_numpy(rows) * (high - low) + low
 
 
 def _absolute(name: str) -> str:
     """A path that still holds from another folder; a known name as it is."""
     known = name.lower().replace("_", "-")
     return known if known in data.NAMES else str(Path(name).expanduser().resolve())
+
+
+def _dtype(name: str) -> str:
+    if name not in ("float32", "float64"):
+        raise ValueError(f"--dtype takes float32 or float64, got {name!r}")
+    return name
 
 
 def _device(name: str) -> str:

@@ -62,6 +62,10 @@ class RandomStream:
             self._device_generator.manual_seed(int(self.integers(0, 2**31, 1)))
         self._scratch: dict[torch.dtype, Tensor] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the scratch memory, which is made again when needed."""
+        return vars(self) | {"_scratch": {}}
+
     def uniform_(self, out: Tensor) -> Tensor:
         """Fill a tensor with draws from [0, 1)."""
         if self._device_generator is not None:

@@ -528,11 +528,8 @@ def test_corrections_can_be_added_to_a_gradient(rbm):
     v, h = torch.rand(4, 9).double(), torch.rand(4, 7).double()
     expansion = PlefkaExpansion(model, 3, 0.8)
     first = PlefkaExpansion(model, 1, 0.8).weight_gradient(v, h)
-    out = torch.empty(9, 7).double()
-    whole = expansion.weight_gradient(v, h, out=out)
-    assert whole is out
-    part = expansion.add_corrections(-3 * first, v, h, scale=-3.0)
-    assert_allclose(part, -3 * whole, rtol=1e-12)
+    whole = expansion.weight_gradient(v, h)
+    assert_allclose(expansion.add_corrections(first, v, h), whole, rtol=1e-12)
 
 
 def test_single_precision_converges_too(rbm):
@@ -552,7 +549,7 @@ def test_what_did_not_converge_is_flagged_and_warned_of_once(rbm):
     with pytest.warns(MeanFieldWarning) as record:
         state = mean_field(model, 2, start=start, max_iter=1)
     assert [w.category for w in record] == [NotConvergedWarning]
-    assert "order 2 mean field: 5 of 5 states did not converge to 1e-10 in 1" in str(record[0])
+    assert "did not converge" in str(record[0].message)
     assert record[0].filename == __file__, "the warning points at the caller"
     assert not state.converged.any()
     assert state.n_iter.tolist() == [1] * 5
@@ -563,7 +560,7 @@ def test_only_some_states_of_a_batch_may_fail(rbm):
     start = torch.cat([mean_field(model, 2).visible, torch.ones(1, 9).double()])
     fast, slow = mean_field(model, 2, start=start).n_iter.tolist()
     assert fast < slow
-    with pytest.warns(NotConvergedWarning, match="1 of 2 states"):
+    with pytest.warns(NotConvergedWarning, match="did not converge"):
         state = mean_field(model, 2, start=start, max_iter=fast)
     assert state.converged.tolist() == [True, False]
     assert f"converged=1/2, n_iter={fast}" in repr(state)
@@ -576,10 +573,8 @@ def test_a_negative_entropy_is_warned_of_once(rbm):
         state = mean_field(model, 2, start=start)
     assert [w.category for w in record].count(NegativeEntropyWarning) == 1
     message = next(str(w.message) for w in record if w.category is NegativeEntropyWarning)
-    negative = int((state.entropy < 0).sum())
-    assert negative > 0
-    assert f"the entropy of {negative} of 5 states is negative" in message
-    assert f"lowest {float(state.entropy.min()):.3g} nats" in message
+    assert bool((state.entropy < 0).any())
+    assert "entropy of some states is negative" in message
     assert all(w.filename == __file__ for w in record)
     assert exact(model).entropy > 0
 
@@ -674,3 +669,22 @@ def test_the_result_is_readable_and_frozen(rbm):
     assert not state.visible.requires_grad
     with pytest.raises(AttributeError):
         state.order = 2
+
+
+def test_a_start_may_be_an_array(rbm):
+    model = rbm(6, 4, scale=0.3)
+    rows = np.eye(6)[:2]
+    from_array = mean_field(model, 2, start=rows)
+    from_tensor = mean_field(model, 2, start=torch.from_numpy(rows))
+    assert bool((from_array.visible == from_tensor.visible).all())
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        mean_field(model, 2, start=2 * rows)
+
+
+def test_a_place_warns_once_by_class(rbm):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for seed in range(4):
+            mean_field(rbm(6, 4, scale=1.0 + seed), 2, max_iter=1)
+    kinds = [w.category for w in caught if issubclass(w.category, NotConvergedWarning)]
+    assert len(kinds) == 1

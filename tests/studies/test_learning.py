@@ -178,6 +178,7 @@ def test_a_study_is_a_folder_of_runs(finished, dataset):
     assert study.data == {
         "name": "patterns",
         "binarize": 0.5,
+        "image_shape": [2, 3],
         "fingerprint": dataset().fingerprint,
         "n_train": len(train),
         "n_held_out": len(held_out),

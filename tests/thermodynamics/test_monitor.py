@@ -27,9 +27,11 @@ def test_the_names_are_those_of_the_table(rbm):
     watched = {"pseudo_likelihood_held_out", "free_energy_gap"}
     summed = {"log_partition", "log_likelihood"}
     summed |= {"exact_free_energy", "exact_energy", "exact_entropy"}
-    assert set(RBMMonitor(rows(9), orders=())(model)) == alone
-    assert set(RBMMonitor(rows(9), rows(5, 1), orders=())(model)) == alone | watched
+    assert set(RBMMonitor(rows(9), orders=(), enumerate=False)(model)) == alone
+    pair = RBMMonitor(rows(9), rows(5, 1), orders=(), enumerate=False)
+    assert set(pair(model)) == alone | watched
     assert set(RBMMonitor(rows(9), orders=(), enumerate=True)(model)) == alone | summed
+    assert set(RBMMonitor(rows(9), orders=())(model)) == alone | summed, "small enough"
     tap = {f"tap{n}_{name}" for n in (1, 2, 3) for name in TAP}
     everything = RBMMonitor(rows(9), rows(5, 1), enumerate=True)(model)
     assert set(everything) == alone | watched | summed | tap | {"log_likelihood_held_out"}

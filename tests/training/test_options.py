@@ -90,6 +90,12 @@ def test_options_are_named_and_fixed():
         TrainingOptions().beta = 2.0  # type: ignore[misc]
 
 
+def test_numbers_of_numpy_become_plain_ones_in_a_dict():
+    options = TrainingOptions(n_epochs=np.int64(3), l2=np.float32(0.01), shuffle=np.bool(False))
+    text = json.dumps(options.to_dict())
+    assert TrainingOptions.from_dict(json.loads(text)) == options
+
+
 def test_options_survive_json():
     options = TrainingOptions(
         method="emf", learning_rate=1 / 3, n_chains=7, weight_constraint="l1", max_norm=0.1

@@ -21,6 +21,7 @@ from freenergy.training import (
     gradient_estimator,
     initialize,
 )
+from freenergy.training.trainer import has_diverged
 
 METHODS = ("cd", "pcd", "emf")
 EMF = [{"method": "emf", "mean_field_order": order} for order in (1, 2, 3)]
@@ -350,17 +351,18 @@ def test_constraints_hold_after_every_epoch(start, data, method, constraint):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_divergence_is_reported_and_the_last_good_state_kept(start, data, same_state, method):
+@pytest.mark.parametrize("rate", [1e10, 1e30, 1e300])
+def test_divergence_is_reported_and_the_last_good_state_kept(start, data, same_state, method, rate):
     x = data(60).float()
     options = {"method": method, "momentum": 0.5}
     trainer = start(x, n_epochs=3, **options)
     trainer.fit(rows_of(x))
     good = trainer.state()
-    wild = start(x, n_epochs=9, learning_rate=1e300, **options)
+    wild = start(x, n_epochs=9, learning_rate=rate, **options)
     wild.restore(*good)
-    with pytest.raises(DivergenceError, match="after epoch 4; the state after epoch 3") as caught:
+    with pytest.raises(DivergenceError, match="in epoch 4; the state after epoch 3") as caught:
         wild.fit(rows_of(x))
-    assert "learning_rate (now 1e+300)" in str(caught.value)
+    assert f"learning_rate (now {rate:g})" in str(caught.value)
     assert "momentum (now 0.5)" in str(caught.value)
     assert "weight_constraint" in str(caught.value)
     same_state(wild.state(), good)
@@ -370,6 +372,24 @@ def test_divergence_is_reported_and_the_last_good_state_kept(start, data, same_s
     undisturbed.fit(rows_of(x))
     tame.fit(rows_of(x))
     same_state(tame.state(), undisturbed.state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["weight", "visible_bias", "hidden_bias"])
+def test_a_model_has_diverged_where_a_nat_is_lost_to_rounding(rbm, name, dtype):
+    model = rbm(6, 4, dtype=dtype)
+    last = getattr(model, name).detach().view(-1)[-1:]
+    one = torch.ones(1, dtype=dtype)
+    for value in (float("nan"), float("inf"), -float("inf"), 1e8 if dtype.itemsize == 4 else 1e17):
+        last[:] = value
+        assert has_diverged(model)
+        assert not bool((last + one > last) & (last - one < last))
+    for value in (0.0, 1e3, -1e6):
+        last[:] = value
+        assert not has_diverged(model)
+        assert bool((last + one > last) & (last - one < last))
+    last[:] = 1e6 if dtype.itemsize == 4 else 1e15
+    assert has_diverged(model, beta=100.0)
 
 
 def test_advice_on_divergence_names_only_what_was_used(start, data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 import operator
 import os
@@ -14,6 +15,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
+from torch.nn.utils import skip_init
 
 from freenergy._version import __version__
 from freenergy.estimators.validation import check_finite, check_range, unchanged_on_error
@@ -28,7 +30,7 @@ from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save
 from freenergy.training.options import TrainingOptions, check_whole
 from freenergy.training.rows import Rows, as_rows
 from freenergy.training.run import model_spec
-from freenergy.training.trainer import DivergenceError, Trainer, initialize
+from freenergy.training.trainer import DivergenceError, Trainer, has_diverged, initialize
 
 __all__ = ["BernoulliRBM"]
 
@@ -60,7 +62,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     random_state : int, RandomState instance or None, default=None
         An int seeds a fast stream of its own: one seed gives the same bits on the same CPU with
         the same number of threads. The draws of a RandomState instance are used as they come, in
-        scikit-learn's order.
+        scikit-learn's order (with ``shuffle=False``, which is how scikit-learn visits the rows).
     method : {"pcd", "cd", "emf"}, default="pcd"
         Negative phase: persistent chains (as scikit-learn), chains started at the data, or the
         extended mean field.
@@ -208,8 +210,8 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             When ``X`` is empty or has NaN, infinities or values outside [0, 1] (the column is
             named), or a parameter is impossible. A fitted estimator then stays as it was.
         DivergenceError
-            When the parameters became infinite or NaN. The estimator then holds the model of the
-            last good pass.
+            When the parameters became infinite, NaN or absurdly large. The estimator then holds
+            the model of the last good pass.
         """
         with unchanged_on_error(self):
             rows, dtype = self._training_rows(X, reset=True)
@@ -251,6 +253,8 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """
         first = not hasattr(self, "model_")
         with unchanged_on_error(self):
+            if not first:
+                self._refuse_changes()
             rows, dtype = self._training_rows(X, reset=first)
             trainer = self._start(rows, dtype) if first else self._trainer
             before = trainer.state()
@@ -266,10 +270,22 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         for group in trainer.optimizer.param_groups:
             group["lr"] = float(self.learning_rate)
         trainer.update(rows.take(slice(0, len(rows))))
-        if not all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters()):
+        trainer.constrain()
+        if has_diverged(trainer.model, self.beta):
             raise DivergenceError(
-                "the parameters are not finite after this update, which was undone; lower "
+                "the parameters diverged in this update, which was undone; lower "
                 f"learning_rate (now {self.learning_rate:g})"
+            )
+
+    def _refuse_changes(self) -> None:
+        """Parameters that a started training cannot take over would be passed over in silence."""
+        started, asked = self._trainer.options.to_dict(), self._options().to_dict()
+        free = {"learning_rate", "learning_rate_decay", "n_epochs", "batch_size", "shuffle"}
+        changed = [name for name in started if name not in free and started[name] != asked[name]]
+        if changed:
+            raise ValueError(
+                f"{', '.join(changed)} changed since training started; set the old value again, "
+                "or call fit to start anew"
             )
 
     def transform(self, X: Any) -> np.ndarray:
@@ -283,7 +299,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         -------
         ndarray of shape (n_samples, n_components)
         """
-        return self._map_rows(X, lambda v: self.model_.hidden_mean(v, self.beta))
+        return self._map_rows(X, lambda v: self.model_.hidden_mean(v, self._beta))
 
     def free_energy(self, X: Any) -> np.ndarray:
         r"""Free energy of each row, :math:`F(v; \beta)`; :math:`\ln p(v) = -\beta F - \ln Z`.
@@ -296,7 +312,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         -------
         ndarray of shape (n_samples,)
         """
-        return self._map_rows(X, lambda v: self.model_.free_energy(v, self.beta))
+        return self._map_rows(X, lambda v: self.model_.free_energy(v, self._beta))
 
     def score_samples(self, X: Any, *, method: str = "stochastic") -> np.ndarray:
         """Log pseudo-likelihood of each row.
@@ -313,14 +329,19 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         ndarray of shape (n_samples,), in nats.
         """
         if method == "exact":
-            return self._map_rows(X, lambda v: pseudo_log_likelihood(self.model_, v, self.beta))
+            return self._map_rows(X, lambda v: pseudo_log_likelihood(self.model_, v, self._beta))
         if method != "stochastic":
             raise ValueError(f"method must be 'stochastic' or 'exact', got {method!r}")
         check_is_fitted(self)
-        random = RandomStream(check_random_state(self.random_state), self._model_device())
-        return self._map_rows(
-            X, lambda v: stochastic_pseudo_log_likelihood(self.model_, v, random, self.beta)
-        )
+        seed = int(check_random_state(self.random_state).randint(2**31))
+        device = self._model_device()
+
+        def score(v: Tensor) -> Tensor:
+            # One seed for every block of rows: the same row has the same score in each.
+            random = RandomStream(seed, device)
+            return stochastic_pseudo_log_likelihood(self.model_, v, random, self._beta)
+
+        return self._map_rows(X, score)
 
     def gibbs(self, v: Any) -> np.ndarray:
         """Make one Gibbs step v → h → v from each row.
@@ -334,7 +355,8 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         ndarray of bool, shape (n_samples, n_features)
         """
         stepped = self._map_rows(
-            v, lambda rows: gibbs(self.model_, rows, 1, beta=self.beta, random=self._random).visible
+            v,
+            lambda rows: gibbs(self.model_, rows, 1, beta=self._beta, random=self._random).visible,
         )
         return stepped > 0.5
 
@@ -371,11 +393,11 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             random = RandomStream(random_state, self._model_device())
         if start is None:
             n = operator.index(n_samples)
-            chains = gibbs(self.model_, n, n_steps, beta=self.beta, random=random)
+            chains = gibbs(self.model_, n, n_steps, beta=self._beta, random=random)
             return chains.visible.cpu().numpy()
         return self._map_rows(
             start,
-            lambda v: gibbs(self.model_, v, n_steps, beta=self.beta, random=random).visible,
+            lambda v: gibbs(self.model_, v, n_steps, beta=self._beta, random=random).visible,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -406,12 +428,14 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         save_checkpoint(path, tensors, values)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str], *, device: str | None = None) -> Self:
         """Read what :meth:`save` wrote.
 
         Parameters
         ----------
         path : path-like
+        device : str, default=None
+            Where to put the model; None is where it was trained.
 
         Returns
         -------
@@ -427,18 +451,29 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         saved = values.get("estimator", {})
         if saved.get("class") != cls.__name__:
             raise CheckpointError(f"{path} holds no {cls.__name__}")
-        estimator = cls(**saved["parameters"])
-        model = RBM(
-            **values["model"],
-            dtype=tensors["model.weight"].dtype,
-            device=_torch_device(estimator.device),
-        )
-        host = np.random.RandomState() if _is_legacy(values["random"]) else 0
-        trainer = estimator._trainer_for(model, RandomStream(host, model.weight.device), host)
-        trainer.restore(tensors, values)
+        try:
+            estimator = cls(**saved["parameters"])
+            if device is not None:
+                estimator.set_params(device=device)
+            model = skip_init(
+                RBM,
+                **values["model"],
+                dtype=tensors["model.weight"].dtype,
+                device=_torch_device(estimator.device),
+            )
+            seed = np.random.RandomState() if _is_legacy(values["random"]) else 0
+            random = RandomStream(seed, model.weight.device)
+            options = TrainingOptions.from_dict(values["options"])
+            trainer = _new_trainer(model, options, random, seed)
+            trainer.restore(tensors, values)
+            names = saved["feature_names_in"]
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} holds no {cls.__name__} that can be read ({error})"
+            ) from error
         estimator.n_features_in_ = model.n_visible
-        if saved["feature_names_in"] is not None:
-            estimator.feature_names_in_ = np.asarray(saved["feature_names_in"], dtype=object)
+        if names is not None:
+            estimator.feature_names_in_ = np.asarray(names, dtype=object)
         estimator._publish(trainer)
         return estimator
 
@@ -451,25 +486,11 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def _options(self) -> TrainingOptions:
         check_whole("n_components", self.n_components, 1)
         check_whole("n_iter", self.n_iter, 0)
+        names = {f.name: f.name for f in dataclasses.fields(TrainingOptions)} | {
+            "n_epochs": "n_iter"
+        }
         return TrainingOptions(
-            method=self.method,
-            n_epochs=self.n_iter,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            learning_rate_decay=self.learning_rate_decay,
-            momentum=self.momentum,
-            l1=self.l1,
-            l2=self.l2,
-            n_steps=self.n_steps,
-            n_chains=self.n_chains,
-            mean_field_order=self.mean_field_order,
-            damping=self.damping,
-            persistent=self.persistent,
-            centered=self.centered,
-            beta=self.beta,
-            weight_constraint=self.weight_constraint,
-            max_norm=self.max_norm,
-            shuffle=self.shuffle,
+            **{option: _plain(getattr(self, name)) for option, name in names.items()}
         )
 
     def _training_rows(self, X: Any, reset: bool) -> tuple[Rows, torch.dtype]:
@@ -495,11 +516,11 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _start(self, rows: Rows, dtype: torch.dtype) -> Trainer:
         device = _torch_device(self.device)
-        model = RBM(rows.width, self.n_components, dtype=dtype, device=device)
+        model = skip_init(RBM, rows.width, self.n_components, dtype=dtype, device=device)
         seed = self._seed()
         random = RandomStream(seed, device)
         initialize(model, rows, random, self.beta)
-        return self._trainer_for(model, random, seed)
+        return _new_trainer(model, self._options(), random, seed)
 
     def _seed(self) -> int | np.random.RandomState:
         seed = self.random_state
@@ -512,15 +533,6 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         if seed >= 2**32:
             raise ValueError(f"random_state must be less than 2**32, got {seed}")
         return int(seed)
-
-    def _trainer_for(
-        self, model: RBM, random: RandomStream, seed: int | np.random.RandomState
-    ) -> Trainer:
-        if isinstance(seed, int):
-            order = RandomStream(np.random.SeedSequence([seed, 1]))
-        else:
-            order = RandomStream(seed)
-        return Trainer(model, self._options(), random, order=order)
 
     def _print_epoch(self, trainer: Trainer) -> None:
         record = trainer.history[-1]
@@ -547,6 +559,11 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 self.h_samples_ = _array(state[name])
         columns = list(dict.fromkeys(name for record in trainer.history for name in record))
         self.history_ = {name: [record.get(name) for record in trainer.history] for name in columns}
+
+    @property
+    def _beta(self) -> float:
+        """The inverse temperature of the fitted model, whatever ``set_params`` has done since."""
+        return self._trainer.options.beta
 
     def _model_device(self) -> torch.device:
         return self.model_.weight.device
@@ -583,7 +600,17 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, torch.device):
+        return str(value)
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _new_trainer(
+    model: RBM, options: TrainingOptions, random: RandomStream, seed: int | np.random.RandomState
+) -> Trainer:
+    """A trainer whose order of rows has a stream of its own, except with a RandomState."""
+    own = seed if isinstance(seed, np.random.RandomState) else np.random.SeedSequence([seed, 1])
+    return Trainer(model, options, random, order=RandomStream(own))
 
 
 def _is_legacy(state: dict[str, Any]) -> bool:

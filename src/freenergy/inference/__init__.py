@@ -1,6 +1,6 @@
 """States of a model at an inverse temperature: exact sums, Gibbs chains, mean field."""
 
-from freenergy.inference.exact import ExactStatistics, exact
+from freenergy.inference.exact import ExactStatistics, exact, is_enumerable
 from freenergy.inference.gibbs import ChainState, gibbs
 from freenergy.inference.mean_field import (
     MeanField,
@@ -26,6 +26,7 @@ __all__ = [
     "NotConvergedWarning",
     "exact",
     "gibbs",
+    "is_enumerable",
     "mean_field",
     "mean_field_gradient",
     "pseudo_log_likelihood",

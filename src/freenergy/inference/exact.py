@@ -10,7 +10,7 @@ from torch import Tensor
 
 from freenergy.models import RBM, Unit
 
-__all__ = ["MAX_STATES", "ExactStatistics", "exact"]
+__all__ = ["MAX_STATES", "ExactStatistics", "exact", "is_enumerable"]
 
 MAX_STATES = 2**26
 """States of the smaller layer beyond which enumeration is refused."""
@@ -59,6 +59,20 @@ class ExactStatistics:
             f"free_energy={self.free_energy:.6g}, energy={self.energy:.6g}, "
             f"entropy={self.entropy:.6g}, heat_capacity={self.heat_capacity:.6g})"
         )
+
+
+def is_enumerable(model: RBM, max_states: float = 2**18) -> bool:
+    """Whether :func:`exact` takes no more than about a second: the smaller layer has few states.
+
+    Examples
+    --------
+    >>> is_enumerable(RBM(784, 16)), is_enumerable(RBM(784, 500))
+    (True, False)
+    """
+    n_states = min(
+        _n_states(model.visible, model.n_visible), _n_states(model.hidden, model.n_hidden)
+    )
+    return n_states <= max_states
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +75,7 @@ def gibbs(
     Raises
     ------
     ValueError
-        When ``n_steps`` is negative, or there is no chain.
+        When ``n_steps`` or ``beta`` is negative, or there is no chain.
 
     Examples
     --------
@@ -83,6 +84,8 @@ def gibbs(
     >>> gibbs(RBM(6, 4), 10, n_steps=5, random=RandomStream(0))
     ChainState(n_chains=10, n_visible=6, n_hidden=4)
     """
+    if not (math.isfinite(beta) and beta >= 0):
+        raise ValueError(f"beta must be finite and not negative, got {beta}")
     if n_steps < 0:
         raise ValueError(f"n_steps must not be negative, got {n_steps}")
     n_chains = (

@@ -20,6 +20,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from freenergy.models import RBM, Unit
@@ -216,28 +217,26 @@ class PlefkaExpansion:
             terms.append(-(beta**3) / 6 * pairs)
         return torch.stack(terms, dim=-1)
 
-    def weight_gradient(self, visible: Tensor, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+    def weight_gradient(self, visible: Tensor, hidden: Tensor) -> Tensor:
         r"""Gradient of :math:`-\beta\Gamma` in the weights, averaged over states.
 
         .. math:: \beta \langle m_i m_j \rangle
                   + \beta^2 W_{ij} \langle \kappa_2 \kappa_2 \rangle
                   + \tfrac12 \beta^3 W_{ij}^2 \langle \kappa_3 \kappa_3 \rangle
         """
-        gradient = torch.mm(visible.T, hidden * (self.beta / len(visible)), out=out)
+        gradient = visible.T @ (hidden * (self.beta / len(visible)))
         return self.add_corrections(gradient, visible, hidden)
 
-    def add_corrections(
-        self, gradient: Tensor, visible: Tensor, hidden: Tensor, scale: float = 1.0
-    ) -> Tensor:
-        """Add ``scale`` times the terms beyond first order of the weight gradient, in place."""
+    def add_corrections(self, gradient: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+        """Add the terms beyond first order of :meth:`weight_gradient`, in place."""
         if self.order == 1:
             return gradient
         v, h, beta, n = self.model.visible, self.model.hidden, self.beta, len(visible)
         pair = v.cumulant2(visible).T @ h.cumulant2(hidden)
-        gradient.addcmul_(pair, self._powers[0], value=scale * beta**2 / n)
+        gradient.addcmul_(pair, self._powers[0], value=beta**2 / n)
         if self.order == 3:
             pair = torch.mm(v.cumulant3(visible).T, h.cumulant3(hidden), out=pair)
-            gradient.addcmul_(pair, self._powers[1], value=scale * 0.5 * beta**3 / n)
+            gradient.addcmul_(pair, self._powers[1], value=0.5 * beta**3 / n)
         return gradient
 
 
@@ -251,7 +250,7 @@ def mean_field(
     order: int = 2,
     *,
     beta: float = 1.0,
-    start: Tensor | None = None,
+    start: ArrayLike | Tensor | None = None,
     damping: float = 0.5,
     tolerance: float | None = None,
     max_iter: int = 1000,
@@ -265,7 +264,7 @@ def mean_field(
         Naive mean field, TAP with the Onsager term, or TAP to third order.
     beta : float, default=1
         Inverse temperature, positive.
-    start : Tensor of shape (n_starts, n_visible), default=None
+    start : array-like or Tensor of shape (n_starts, n_visible), default=None
         Visible magnetisations to start from. Each start leads to one state: starts at rows of
         the data give the states that hold the data. None makes one start, the visible units in
         the field of their biases alone.
@@ -304,6 +303,7 @@ def mean_field(
     >>> bool(abs(state.log_partition[0] - exact(rbm).log_partition) < 1e-6)
     True
     """
+    start = None if start is None else torch.as_tensor(start)
     _validate(model, beta, start, damping, max_iter)
     weight = model.weight
     if tolerance is None:
@@ -343,7 +343,7 @@ def mean_field(
         order=order,
         beta=beta,
     )
-    _warn(result, tolerance, max_iter)
+    _warn(result)
     return result
 
 
@@ -363,24 +363,20 @@ def _validate(model: RBM, beta: float, start: Tensor | None, damping: float, max
         raise ValueError(f"start must hold magnetisations, in [{low:g}, {high:g}]")
 
 
-def _warn(result: MeanField, tolerance: float, max_iter: int) -> None:
-    # Raised where mean_field was called: one frame each for this function, mean_field, no_grad.
-    n = result.converged.numel()
-    failed = n - int(result.converged.sum())
-    if failed:
+def _warn(result: MeanField) -> None:
+    # The words of a class are always the same, so that Python shows them once for a place; the
+    # numbers are in the result.
+    if not bool(result.converged.all()):
         warnings.warn(
-            f"order {result.order} mean field: {failed} of {n} states did not converge to "
-            f"{tolerance:g} in {max_iter} sweeps (largest residual "
-            f"{float(result.residual.max()):.2g}); raise damping or max_iter, or lower beta",
+            "some mean-field states did not converge (see converged and residual of the result); "
+            "raise damping or max_iter, or lower beta",
             NotConvergedWarning,
             stacklevel=4,
         )
-    negative = int((result.entropy < 0).sum())
-    if negative:
+    if bool((result.entropy < 0).any()):
         warnings.warn(
-            f"order {result.order} mean field: the entropy of {negative} of {n} states is "
-            f"negative (lowest {float(result.entropy.min()):.3g} nats); the coupling is too "
-            "strong for the expansion and its free energy should not be trusted",
+            "the mean-field entropy of some states is negative: the coupling is too strong for "
+            "the expansion, and its free energy should not be trusted",
             NegativeEntropyWarning,
             stacklevel=4,
         )

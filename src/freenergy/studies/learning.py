@@ -19,6 +19,7 @@ import torch
 from scipy.stats import t as student_t
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
+from sklearn.utils.multiclass import type_of_target
 
 from freenergy.data import Dataset
 from freenergy.estimators.validation import check_finite, check_range
@@ -60,8 +61,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """What the study compares: a name, and the options that make it."""
 
-_ENUMERABLE_HIDDEN = 18
 _N_READINGS = 20
+_LABELLED_ROWS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +238,7 @@ def run_learning(
     reporter: Reporter | None = None,
     command: str = "",
     binarize: float | None = None,
+    source: str | None = None,
 ) -> LearningStudy:
     """Train every method for every seed, and read off what the report shows.
 
@@ -255,6 +257,8 @@ def run_learning(
         For the record.
     binarize : float, default=None
         For the record: the threshold that the data set was binarised by.
+    source : str, default=None
+        For the record: what :func:`freenergy.data.load` was given; None is the set's name.
 
     Returns
     -------
@@ -269,8 +273,9 @@ def run_learning(
     settings = settings or LearningSettings.for_data(dataset)
     train, held_out = split_held_out(dataset)
     data = {
-        "name": dataset.name,
+        "name": source or dataset.name,
         "binarize": binarize,
+        "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
         "fingerprint": dataset.fingerprint,
         "n_train": len(train),
         "n_held_out": len(held_out),
@@ -287,6 +292,8 @@ def run_learning(
 
 def _claim(directory: Path, plan: _Plan) -> None:
     path = directory / "study.json"
+    if (directory / "run.json").exists():
+        raise RunError(f"{directory} holds a run; choose another folder with --out")
     if path.exists():
         if _read_plan(path)[0] != plan:
             raise RunError(
@@ -345,10 +352,7 @@ def _train_one(
     if not run.config_path.exists():
         run = RunDirectory.create(path, config)
     rows = as_rows(train, torch.empty(0))
-    small = settings.n_hidden <= _ENUMERABLE_HIDDEN
-    monitor = RBMMonitor(
-        torch.from_numpy(train), torch.from_numpy(held_out), enumerate=small, n_rows=1000
-    )
+    monitor = RBMMonitor(torch.from_numpy(train), torch.from_numpy(held_out))
     every = max(1, settings.n_epochs // _N_READINGS)
     trainer = config.build(rows, (monitor,), monitor_every=every)
     run.restore(trainer)
@@ -373,24 +377,40 @@ def describe(record: dict[str, Any]) -> str:
 def _accuracies(
     dataset: Dataset, directory: Path, settings: LearningSettings, reporter: Reporter
 ) -> dict[str, float]:
-    """Held-out accuracy of logistic regression on pixels and on each method's features."""
-    labels = (dataset.y_train, dataset.y_test)
-    if any(y is None or np.ndim(y) != 1 for y in labels) or dataset.x_test is None:
+    """Held-out accuracy of logistic regression on pixels and on each method's features.
+
+    On 10 000 rows at most, drawn at random; nothing where the labels are no classes.
+    """
+    x, y, x_test, y_test = dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test
+    if y is None or x_test is None or y_test is None or np.ndim(y) != 1:
+        return {}
+    chosen = np.random.default_rng(0).permutation(len(y))[:_LABELLED_ROWS]
+    classes = type_of_target(y) in ("binary", "multiclass")
+    if not classes or len(np.unique(y[chosen])) < 2:
         return {}
     scores = {}
     names = ["pixels", *settings.methods]
     with reporter.task("logistic regression on features", len(names), "methods") as advance:
         for name in names:
-            features = [dataset.x_train[:10_000], dataset.x_test]
+            features = [x[chosen], x_test]
             if name != "pixels":
                 model = load_model(_run_path(directory, name, settings.seeds[0]))
                 with torch.no_grad():
                     features = [model.hidden_mean(torch.from_numpy(x)).numpy() for x in features]
             classifier = LogisticRegression(C=1.0, max_iter=500)
-            classifier.fit(features[0], dataset.y_train[:10_000])  # type: ignore[index]
-            scores[name] = float(classifier.score(features[1], dataset.y_test))
+            classifier.fit(features[0], y[chosen])
+            scores[name] = float(classifier.score(features[1], y_test))
             advance(1)
     return scores
+
+
+def _read_accuracies(path: Path) -> dict[str, float]:
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error}); delete it and run the study again") from error
 
 
 def read_learning(directory: str | os.PathLike[str]) -> LearningStudy:
@@ -413,8 +433,7 @@ def read_learning(directory: str | os.PathLike[str]) -> LearningStudy:
     if not (directory / "study.json").is_file():
         raise RunError(f"{directory} holds no study (there is no study.json in it)")
     plan, versions = _read_plan(directory / "study.json")
-    scores_path = directory / "accuracy.json"
-    scores = json.loads(scores_path.read_text()) if scores_path.exists() else {}
+    scores = _read_accuracies(directory / "accuracy.json")
     methods = []
     for name in plan.settings.methods:
         paths = [_run_path(directory, name, seed) for seed in plan.settings.seeds]

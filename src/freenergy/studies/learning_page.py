@@ -57,6 +57,14 @@ def verdict(study: LearningStudy) -> Verdict:
             "chance of the training is not known)."
         )
         return Verdict("undecided", facts + " Run more seeds to decide.")
+    if not study.exact:
+        return Verdict(
+            "undecided",
+            f"On {study.data['name']}, the held-out pseudo-likelihood after learning with "
+            f"{_MEAN_FIELD} differs from that after {_SAMPLING} by {gap:+.2f} ± {width:.2f} nats; "
+            "the pseudo-likelihood can rank models differently from the likelihood, so this "
+            "decides nothing.",
+        )
     low, high = gap - width, gap + width
     facts = (
         f"On {study.data['name']}, the held-out {kind}{measure} after learning with {_MEAN_FIELD} "
@@ -64,7 +72,7 @@ def verdict(study: LearningStudy) -> Verdict:
         f"{high:+.2f}, over {len(study.settings.seeds)} paired seeds)."
     )
     if low > -_MARGIN:
-        return Verdict("supported", f"Yes. {facts} Mean field keeps up without a random number.")
+        return Verdict("supported", f"Yes. {facts} Mean field keeps up without sampling the model.")
     if high < -_MARGIN:
         return Verdict("contradicted", f"No, not here. {facts}")
     return Verdict("undecided", f"These runs cannot tell. {facts}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from freenergy.inference import (
     MeanFieldWarning,
     exact,
+    is_enumerable,
     mean_field,
     pseudo_log_likelihood,
 )
@@ -52,8 +53,8 @@ class RBMMonitor:
         Mean-field states, started at the first rows of ``train``.
     max_iter : int, default=200
         Largest number of mean-field sweeps.
-    enumerate : bool, default=False
-        Whether to compute the exact quantities, for a model small enough.
+    enumerate : bool or None, default=None
+        Whether to compute the exact quantities; None does so for a model small enough.
     n_rows : int, default=1000
         At most this many rows of each part are watched.
 
@@ -76,7 +77,7 @@ class RBMMonitor:
         orders: tuple[int, ...] = (1, 2, 3),
         n_states: int = 100,
         max_iter: int = 200,
-        enumerate: bool = False,
+        enumerate: bool | None = None,
         n_rows: int = 1000,
     ) -> None:
         self.parts = {"": train[:n_rows]}
@@ -104,7 +105,7 @@ class RBMMonitor:
             record["free_energy_gap"] = free_energy["_held_out"] - free_energy[""]
         for order in self.orders:
             record |= self._mean_field(model, order, parts[""][: self.n_states])
-        if self.enumerate:
+        if is_enumerable(model) if self.enumerate is None else self.enumerate:
             statistics = exact(model, self.beta)
             record["log_partition"] = statistics.log_partition
             record["exact_free_energy"] = statistics.free_energy

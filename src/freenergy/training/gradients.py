@@ -21,6 +21,7 @@ one, :math:`V^\top \operatorname{diag}(w) H`, the whole gradient.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,12 @@ class GradientEstimator(ABC):
             self._offset_visible = model.visible.mean(options.beta * model.visible_bias)
             self._offset_hidden = model.hidden_mean(self._offset_visible, options.beta)
         self._rows: tuple[int, int] = (-1, -1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the buffers: they hold the last batch, and are made again when needed."""
+        buffers = ("_visible", "_hidden", "_field", "_row_weight")
+        state = {name: value for name, value in vars(self).items() if name not in buffers}
+        return state | {"_rows": (-1, -1)}
 
     @abstractmethod
     def compute(self, batch: Tensor) -> None:
@@ -196,9 +203,10 @@ class ExtendedMeanField(GradientEstimator):
     def __init__(self, model: RBM, options: TrainingOptions, random: RandomStream) -> None:
         super().__init__(model, options, random)
         self._expansion = PlefkaExpansion(model, options.mean_field_order, options.beta)
-        n = options.chains
+        if not options.persistent:
+            return
         # Distinct starts, so that the states can settle in different minima.
-        hidden = random_hidden(model, n, random)
+        hidden = random_hidden(model, options.chains, random)
         self.visible_state = model.visible_mean(hidden, options.beta).detach()
         self.hidden_state = model.hidden_mean(self.visible_state, options.beta).detach()
 

@@ -37,7 +37,8 @@ class TrainingOptions:
     n_steps : int, default=1
         Gibbs steps (cd, pcd) or mean-field sweeps (emf) for each update.
     n_chains : int or None, default=None
-        Persistent chains or mean-field states; None is ``batch_size``.
+        Persistent chains or mean-field states; None is ``batch_size``. Where the
+        negative phase starts at the batch there are as many as it has rows.
     mean_field_order : {1, 2, 3}, default=2
         Of the extended mean field: naive, TAP, or TAP to third order.
     damping : float, default=0.5
@@ -127,7 +128,9 @@ class TrainingOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """All options as plain values, ready for JSON."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        # NumPy's numbers, from a grid of options perhaps, become plain ones.
+        return {name: v.item() if hasattr(v, "item") else v for name, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

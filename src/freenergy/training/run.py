@@ -1,7 +1,7 @@
 """The run directory: the unit of long work, which a killed process leaves resumable.
 
 ======================  ==========================================================================
-``run.json``            configuration, versions, seed and command; written once, at the start
+``run.json``            configuration, versions, seed and command
 ``model.safetensors``   parameters and all that the next update depends on; after every epoch
 ``metrics.jsonl``       one line of numbers for each epoch
 ``report.html``         the page that ``freenergy report`` writes
@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch.nn.utils import skip_init
 
 from freenergy._version import __version__
 from freenergy.files import write_atomically
@@ -35,7 +37,7 @@ __all__ = ["RunConfig", "RunDirectory", "RunError", "load_model", "versions"]
 
 
 class RunError(ValueError):
-    """A run directory is missing, damaged, already in use, or does not fit what is asked."""
+    """A run directory is missing, damaged, taken already, or does not fit what is asked."""
 
 
 def versions() -> dict[str, str]:
@@ -116,7 +118,9 @@ class RunConfig:
     ) -> Trainer:
         """A trainer at the start of this run."""
         dtype, device = getattr(torch, self.dtype), torch.device(self.device)
-        model = RBM(
+        # The module's own initial draws would come from torch's global stream, and be replaced.
+        model = skip_init(
+            RBM,
             self.n_visible,
             self.n_hidden,
             visible=self.visible,
@@ -186,7 +190,7 @@ class RunDirectory:
             When the folder holds a run already, or cannot be written.
         """
         run = cls(path)
-        if run.config_path.exists():
+        if run.config_path.exists() or run.checkpoint_path.exists():
             raise RunError(
                 f"{run.path} already holds a run: continue it with 'freenergy train --resume "
                 f"{run.path}', or choose another folder with --out"
@@ -231,6 +235,9 @@ class RunDirectory:
             return False
         tensors, values = load_checkpoint(self.checkpoint_path)
         try:
+            stored = TrainingOptions.from_dict(values["options"])
+            if dataclasses.replace(stored, n_epochs=trainer.options.n_epochs) != trainer.options:
+                raise RuntimeError("they were written with other options")
             trainer.restore(tensors, values)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(
@@ -244,7 +251,8 @@ class RunDirectory:
         Continues from the stored state where there is one. ``hooks`` are those of
         :meth:`Trainer.fit <freenergy.training.Trainer.fit>`.
         """
-        self.restore(trainer)
+        if not self.restore(trainer):
+            self.save(trainer)
         self._write_metrics(trainer.history)
         on_epoch = hooks.pop("on_epoch", None)
 
@@ -255,8 +263,6 @@ class RunDirectory:
                 on_epoch(trainer)
 
         trainer.fit(rows, on_epoch=after_epoch, **hooks)
-        if not self.checkpoint_path.exists():
-            self.save(trainer)
 
     def history(self) -> list[dict[str, Any]]:
         """The records of the epochs so far."""
@@ -310,7 +316,7 @@ def load_model(path: str | os.PathLike[str]) -> RBM:
     file = path / "model.safetensors" if path.is_dir() else path
     tensors, values = load_checkpoint(file)
     try:
-        model = RBM(**values["model"], dtype=tensors["model.weight"].dtype)
+        model = skip_init(RBM, **values["model"], dtype=tensors["model.weight"].dtype)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])

@@ -16,7 +16,7 @@ from freenergy.training.gradients import gradient_estimator
 from freenergy.training.options import TrainingOptions
 from freenergy.training.rows import Rows
 
-__all__ = ["DivergenceError", "Monitor", "Trainer", "initialize"]
+__all__ = ["DivergenceError", "Monitor", "Trainer", "has_diverged", "initialize"]
 
 Monitor = Callable[[RBM], dict[str, Any]]
 """An instrument: reads a model after an epoch and returns named numbers for the history."""
@@ -25,7 +25,17 @@ _PARAMETERS = ("weight", "visible_bias", "hidden_bias")
 
 
 class DivergenceError(RuntimeError):
-    """Training produced parameters that are not finite; the last good ones were restored."""
+    """Training lost its parameters, see :func:`has_diverged`; the last good ones were restored."""
+
+
+@torch.no_grad()
+def has_diverged(model: RBM, beta: float = 1.0) -> bool:
+    """Whether a parameter is not finite, or so large that rounding swallows a change of one nat.
+
+    The gradients of sampling are bounded, so that a rate far too high need not end in NaN.
+    """
+    limit = 1.0 / torch.finfo(model.weight.dtype).eps
+    return not all(bool((beta * p.abs() < limit).all()) for p in model.parameters())
 
 
 @torch.no_grad()
@@ -138,7 +148,7 @@ class Trainer:
         Raises
         ------
         DivergenceError
-            When parameters are not finite after an epoch.
+            When the parameters are not finite, or absurdly large, after an epoch.
 
         Notes
         -----
@@ -169,12 +179,11 @@ class Trainer:
             self.update(rows.take(part if permutation is None else permutation[part]))
             if on_batch is not None:
                 on_batch(part.stop - part.start)
-        if options.weight_constraint is not None and options.max_norm is not None:
-            apply_constraint(self.model.weight, options.weight_constraint, options.max_norm)
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+        self.constrain()
+        if has_diverged(self.model, options.beta):
             raise DivergenceError(
-                f"the parameters are not finite after epoch {self.epoch + 1}; the state after "
-                f"epoch {self.epoch} was kept. Lower learning_rate (now {rate:g})"
+                f"the parameters diverged in epoch {self.epoch + 1}; the state after epoch "
+                f"{self.epoch} was kept. Lower learning_rate (now {rate:g})"
                 + (f" or momentum (now {options.momentum:g})" if options.momentum else "")
                 + ("" if options.weight_constraint else ", or set weight_constraint and max_norm")
             )
@@ -194,6 +203,12 @@ class Trainer:
             weight.grad.add_(weight.detach().sign(), alpha=self.options.l1)
         self.optimizer.step()
 
+    def constrain(self) -> None:
+        """Apply the constraint on the weights, where ``options`` asks for one."""
+        options = self.options
+        if options.weight_constraint is not None and options.max_norm is not None:
+            apply_constraint(self.model.weight, options.weight_constraint, options.max_norm)
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the coming updates depend on: copied tensors, and values for JSON."""
         tensors: dict[str, Tensor] = {}
@@ -204,6 +219,7 @@ class Trainer:
             if buffer is not None:
                 tensors[f"momentum.{name}"] = buffer
         meta = {
+            "options": self.options.to_dict(),
             "epoch": self.epoch,
             "history": list(self.history),
             "random": self.random.state(),
@@ -219,8 +235,9 @@ class Trainer:
         self.gradient.restore(_with_prefix(tensors, "gradient."))
         momentum = _with_prefix(tensors, "momentum.")
         for name in _PARAMETERS:
-            state = self.optimizer.state[getattr(self.model, name)]
-            state["momentum_buffer"] = momentum[name].clone() if name in momentum else None
+            parameter = getattr(self.model, name)
+            buffer = momentum[name].to(parameter, copy=True) if name in momentum else None
+            self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.epoch = meta["epoch"]
         self.history = list(meta["history"])
         self.random.restore(meta["random"])
