@@ -28,8 +28,7 @@ METHODS: dict[str, dict[str, object]] = {
         "mean_field_order": 2,
         "n_steps": 3,
         "persistent": False,
-        "learning_rate": 0.02,
-        "learning_rate_decay": 0.05,
+        "learning_rate": 0.01,
     },
 }
 

@@ -300,9 +300,12 @@ def test_a_checkpoint_of_another_model_stops_a_resume(tmp_path, data):
     run.config_path.write_text(make_config(9, n_hidden=5).to_json())
     with pytest.raises(CheckpointError, match=r"model\.safetensors does not fit .*run\.json"):
         train(run, data)
-    run.config_path.write_text(make_config(9, method="emf").to_json())
-    with pytest.raises(CheckpointError, match=r"model\.safetensors does not fit .*run\.json"):
-        train(run, data)
+    for changes in ({"method": "emf"}, {"learning_rate": 0.2}, {"n_chains": 3}):
+        run.config_path.write_text(make_config(9, **changes).to_json())
+        with pytest.raises(CheckpointError, match=r"model\.safetensors does not fit .*run\.json"):
+            train(run, data)
+    run.config_path.write_text(make_config(4).to_json())
+    assert train(run, data).epoch == 4
 
 
 # ---- models --------------------------------------------------------------------------------------
