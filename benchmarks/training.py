@@ -7,7 +7,8 @@ rows. One round runs all contestants of a row one after the other; a ratio is th
 of the ratio within a round, so a machine whose speed drifts does not bend it.
 
 - *products*: only the matrix products that an update needs, in the form in which they are fastest.
-- *scikit-learn*: ``BernoulliRBM.fit``, which is PCD-1.
+- *scikit-learn*: ``BernoulliRBM.fit``, which is PCD-1, in single precision as ours, and in double
+  precision, which is what it computes in unless the data are float32.
 - *rbms*: the package's own update (``fit_batch_pcd`` and SGD) on batches drawn as it draws them,
   without the file that its training loop rewrites after each update.
 """
@@ -97,10 +98,10 @@ def products(rows: torch.Tensor, batch_size: int, options: dict[str, object]) ->
     return run
 
 
-def sklearn_epoch(rows: torch.Tensor, batch_size: int) -> Contestant:
-    """One pass of scikit-learn's class, in single precision as ours."""
+def sklearn_epoch(rows: torch.Tensor, batch_size: int, dtype: str) -> Contestant:
+    """One pass of scikit-learn's class."""
     peer = PeerRBM(N_HIDDEN, batch_size=batch_size, n_iter=1, random_state=0)
-    data = rows.numpy()
+    data = rows.numpy().astype(dtype)
     return lambda: peer.fit(data) and None
 
 
@@ -171,14 +172,15 @@ def bench_case(
     }
     if options["method"] == "pcd":
         if k == 1:
-            contestants["scikit-learn"] = sklearn_epoch(rows, batch_size)
+            for dtype in ("float32", "float64"):
+                contestants[f"scikit-learn {dtype}"] = sklearn_epoch(rows, batch_size, dtype)
         peer = rbms_epoch(rows, batch_size, k)
         if peer is not None:
             contestants["rbms"] = peer
     times = measure(contestants, n_batches, rounds)
     row: dict[str, object] = {"case": name, "batch": batch_size}
     row["ms"] = statistics.median(times["freenergy"])
-    for other in ("products", "scikit-learn", "rbms"):
+    for other in ("products", "scikit-learn float32", "scikit-learn float64", "rbms"):
         if other not in times:
             continue
         ratios = zip(times["freenergy"], times[other], strict=True)
@@ -189,7 +191,15 @@ def bench_case(
     return row
 
 
-COLUMNS = ["case", "batch", "ms", "times products", "faster than scikit-learn", "faster than rbms"]
+COLUMNS = [
+    "case",
+    "batch",
+    "ms",
+    "times products",
+    "faster than scikit-learn float32",
+    "faster than scikit-learn float64",
+    "faster than rbms",
+]
 
 
 def _cell(value: object) -> str:

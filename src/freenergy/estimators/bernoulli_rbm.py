@@ -583,14 +583,19 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
 
 class _PseudoLikelihood:
-    """Monitor for ``verbose``: has draws of its own, so that watching changes nothing."""
+    """Monitor for ``verbose``: has draws of its own, so that watching changes nothing.
+
+    They are new in each pass: with the same units every time, a few of them would stand for all.
+    """
 
     def __init__(self, rows: Rows, beta: float) -> None:
         self.rows = rows.take(slice(0, _WATCHED_ROWS))
         self.beta = beta
+        self.n_calls = 0
 
     def __call__(self, model: RBM) -> dict[str, float]:
-        random = RandomStream(0, model.weight.device)
+        self.n_calls += 1
+        random = RandomStream(self.n_calls, model.weight.device)
         score = stochastic_pseudo_log_likelihood(model, self.rows, random, self.beta)
         return {"pseudo_likelihood": float(score.mean())}
 

@@ -251,6 +251,8 @@ class RunDirectory:
         Continues from the stored state where there is one. ``hooks`` are those of
         :meth:`Trainer.fit <freenergy.training.Trainer.fit>`.
         """
+        for leftover in self.path.glob(".*.tmp"):  # of a process killed while it wrote
+            leftover.unlink()
         if not self.restore(trainer):
             self.save(trainer)
         self._write_metrics(trainer.history)
