@@ -38,11 +38,12 @@ def blocks(page, kind):
         ([0.1, -0.1, 0.0, 0.2, -0.2], "supported", "Yes."),
         ([2.1, 1.9, 2.0, 2.2, 1.8], "supported", "Yes."),
         ([-0.5, -0.6, -0.4, -0.5, -0.5], "supported", "Yes."),
-        ([-3.1, -2.9, -3.0, -3.2, -2.8], "contradicted", "No, not here."),
-        ([-1.3, -1.2, -1.4, -1.3, -1.3], "contradicted", "No, not here."),
+        ([-3.1, -2.9, -3.0, -3.2, -2.8], "contradicted", "No, not here:"),
+        ([-1.3, -1.2, -1.4, -1.3, -1.3], "contradicted", "No, not here:"),
         ([-4.0, 2.0, -3.0, 3.0, -1.0], "undecided", "These runs cannot tell."),
-        ([-0.9, -1.1, -1.0, -1.05, -0.95], "undecided", "These runs cannot tell."),
-        ([-1.0] * 5, "undecided", "These runs cannot tell."),
+        ([-0.9, -1.1, -1.0, -1.05, -0.95], "contradicted", "No, not here:"),
+        ([-2.0, 0.5, -1.8, 0.3, -0.4], "undecided", "These runs cannot tell."),
+        ([-1.0] * 5, "contradicted", "No, not here:"),
     ],
 )
 def test_the_verdict_follows_from_the_interval(planted, gaps, status, words):
@@ -96,9 +97,9 @@ def test_the_page_shows_every_method(planted):
     assert page.verdict == verdict(study)
     (table,) = blocks(page, Table)
     assert [row[0] for row in table.rows] == ["CD", "PCD", "EMF (TAP2)"]
-    held_out = table.columns.index("held-out ln p, exact (nats)")
+    held_out = table.columns.index("held-out ln p")
     assert table.rows[1][held_out] == f"{np.mean(PCD):.2f} ± {np.std(PCD, ddof=1):.2f}"
-    assert table.rows[1][table.columns.index("accuracy on features (%)")] == 87.5
+    assert table.rows[1][table.columns.index("accuracy (%)")] == 87.5
     assert "reaches 75.0 %" in table.note
     assert "standard deviation over seeds" in table.note
     charts = {chart.title: chart for chart in blocks(page, LineChart)}
@@ -146,8 +147,8 @@ def test_rows_that_are_no_grey_images_are_not_shown_as_images(planted, shape):
 def test_what_is_missing_is_left_out_of_the_table(planted):
     page = learning_page(differing(planted, [0.5, 0.4], accuracy=None))
     (table,) = blocks(page, Table)
-    assert {row[table.columns.index("accuracy on features (%)")] for row in table.rows} == {"–"}
-    assert "Logistic regression" not in table.note
+    assert {row[table.columns.index("accuracy (%)")] for row in table.rows} == {"–"}
+    assert "Logistic regression on the pixels" not in table.note
 
 
 # ---- the page of a run ---------------------------------------------------------------------------
