@@ -1,7 +1,14 @@
-"""States of a model at an inverse temperature: exact sums, Gibbs chains, mean field."""
+"""States of a model at an inverse temperature: sums, chains, mean field, ladders of models."""
 
 from freenergy.inference.exact import ExactStatistics, exact, is_enumerable
 from freenergy.inference.gibbs import ChainState, gibbs
+from freenergy.inference.ladder import (
+    Ladder,
+    annealing_ladder,
+    independent_model,
+    temperature_ladder,
+)
+from freenergy.inference.landscape import Landscape, landscape
 from freenergy.inference.mean_field import (
     MeanField,
     MeanFieldGradient,
@@ -11,24 +18,35 @@ from freenergy.inference.mean_field import (
     mean_field,
     mean_field_gradient,
 )
+from freenergy.inference.partition import LogPartition, log_partition
 from freenergy.inference.pseudo_likelihood import (
     pseudo_log_likelihood,
     stochastic_pseudo_log_likelihood,
 )
+from freenergy.inference.tempering import Tempering
 
 __all__ = [
     "ChainState",
     "ExactStatistics",
+    "Ladder",
+    "Landscape",
+    "LogPartition",
     "MeanField",
     "MeanFieldGradient",
     "MeanFieldWarning",
     "NegativeEntropyWarning",
     "NotConvergedWarning",
+    "Tempering",
+    "annealing_ladder",
     "exact",
     "gibbs",
+    "independent_model",
     "is_enumerable",
+    "landscape",
+    "log_partition",
     "mean_field",
     "mean_field_gradient",
     "pseudo_log_likelihood",
     "stochastic_pseudo_log_likelihood",
+    "temperature_ladder",
 ]

@@ -29,6 +29,7 @@ class RBMMonitor:
     ================================  ===========================================================
     ``weight_norm``                   Frobenius norm of the couplings
     ``pseudo_likelihood``             exact log pseudo-likelihood, mean over rows (binary units)
+    ``free_energy``                   mean :math:`F(v)` of the rows
     ``free_energy_gap``               :math:`\langle F\rangle_\text{held out} -
                                       \langle F\rangle_\text{train}`; it grows with overfitting
     ``tap{n}_free_energy``            :math:`\Gamma` of order *n*, mean over states started at
@@ -101,6 +102,7 @@ class RBMMonitor:
                 score = pseudo_log_likelihood(model, rows[: max(budget, 50)], self.beta)
                 record[f"pseudo_likelihood{suffix}"] = float(score.mean())
             free_energy[suffix] = float(model.free_energy(rows, self.beta).mean())
+            record[f"free_energy{suffix}"] = free_energy[suffix]
         if "_held_out" in parts:
             record["free_energy_gap"] = free_energy["_held_out"] - free_energy[""]
         for order in self.orders:
@@ -111,6 +113,7 @@ class RBMMonitor:
             record["exact_free_energy"] = statistics.free_energy
             record["exact_energy"] = statistics.energy
             record["exact_entropy"] = statistics.entropy
+            record["log_partition_stderr"] = 0.0
             for suffix, value in free_energy.items():
                 record[f"log_likelihood{suffix}"] = -self.beta * value - statistics.log_partition
         return record

@@ -1,19 +1,22 @@
 """One training loop for every gradient estimator, with checkpoints that resume to the bit."""
 
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from freenergy.training.gradients import gradient_estimator
+from freenergy.training.estimators import gradient_estimator
 from freenergy.training.options import TrainingOptions
 from freenergy.training.rows import Rows, as_rows
 from freenergy.training.run import RunConfig, RunDirectory, RunError, load_model
+from freenergy.training.stopping import EntropyCollapse, StopTraining
 from freenergy.training.trainer import DivergenceError, Trainer, initialize
 
 __all__ = [
     "CheckpointError",
     "DivergenceError",
+    "EntropyCollapse",
     "Rows",
     "RunConfig",
     "RunDirectory",
     "RunError",
+    "StopTraining",
     "Trainer",
     "TrainingOptions",
     "as_rows",

@@ -37,7 +37,6 @@ __all__ = [
     "ExtendedMeanField",
     "GradientEstimator",
     "PersistentContrastiveDivergence",
-    "gradient_estimator",
 ]
 
 _OFFSET_RATE = 0.01
@@ -88,6 +87,10 @@ class GradientEstimator(ABC):
         """Continue from tensors that :meth:`state` returned."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
+
+    def measure(self) -> dict[str, Any]:
+        """Numbers that the estimator knows of the model, for the history of an epoch."""
+        return {}
 
     def _persistent_state(self) -> dict[str, Tensor]:
         return {}
@@ -234,29 +237,3 @@ class ExtendedMeanField(GradientEstimator):
         if not self.options.persistent:
             return {}
         return {"visible_state": self.visible_state, "hidden_state": self.hidden_state}
-
-
-_ESTIMATORS: dict[str, type[GradientEstimator]] = {
-    "cd": ContrastiveDivergence,
-    "pcd": PersistentContrastiveDivergence,
-    "emf": ExtendedMeanField,
-}
-
-
-def gradient_estimator(
-    model: RBM, options: TrainingOptions, random: RandomStream
-) -> GradientEstimator:
-    """The estimator that ``options.method`` names.
-
-    Examples
-    --------
-    >>> from freenergy.models import RBM
-    >>> from freenergy.random import RandomStream
-    >>> from freenergy.training import TrainingOptions
-    >>> rbm = RBM(4, 3)
-    >>> estimator = gradient_estimator(rbm, TrainingOptions(method="cd"), RandomStream(0))
-    >>> estimator.compute(torch.ones(10, 4))
-    >>> rbm.weight.grad.shape
-    torch.Size([4, 3])
-    """
-    return _ESTIMATORS[options.method](model, options, random)

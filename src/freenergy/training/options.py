@@ -12,7 +12,7 @@ from freenergy.normalization.constraints import CONSTRAINTS
 
 __all__ = ["METHODS", "TrainingOptions", "check_whole"]
 
-METHODS = ("cd", "pcd", "emf")
+METHODS = ("cd", "pcd", "emf", "ptt")
 """Gradient estimators that :class:`TrainingOptions` knows."""
 
 
@@ -22,8 +22,9 @@ class TrainingOptions:
 
     Parameters
     ----------
-    method : {"pcd", "cd", "emf"}, default="pcd"
-        Negative phase: persistent chains, chains started at the batch, or the extended mean field.
+    method : {"pcd", "cd", "emf", "ptt"}, default="pcd"
+        Negative phase: persistent chains, chains started at the batch, the extended mean field, or
+        persistent chains exchanged with earlier models of the same training.
     n_epochs : int, default=10
         Passes over the data.
     batch_size : int, default=100
@@ -35,7 +36,7 @@ class TrainingOptions:
     l1, l2 : float, default=0.0
         Decay of the weights (not of the biases): gradients of ``l1 * |W|₁`` and ``l2/2 * |W|₂²``.
     n_steps : int, default=1
-        Gibbs steps (cd, pcd) or mean-field sweeps (emf) for each update.
+        Gibbs steps (cd, pcd, ptt) or mean-field sweeps (emf) for each update.
     n_chains : int or None, default=None
         Persistent chains or mean-field states; None is ``batch_size``. Where the
         negative phase starts at the batch there are as many as it has rows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor
 from freenergy.models import RBM
 from freenergy.normalization.constraints import apply_constraint
 from freenergy.random import RandomStream
-from freenergy.training.gradients import gradient_estimator
+from freenergy.training.estimators import gradient_estimator
 from freenergy.training.options import TrainingOptions
 from freenergy.training.rows import Rows
+from freenergy.training.stopping import StopTraining
 
 __all__ = ["DivergenceError", "Monitor", "Trainer", "has_diverged", "initialize"]
 
@@ -141,7 +143,8 @@ class Trainer:
         rows : Rows
             The data; all rows are visited in each epoch.
         on_epoch : callable, default=None
-            Called with the trainer after each epoch, its record already in ``history``.
+            Called with the trainer after each epoch, its record already in ``history``. It may
+            raise :class:`~freenergy.training.StopTraining` to end training with a warning.
         on_batch : callable, default=None
             Called with the number of rows of each batch, for a progress bar.
 
@@ -163,7 +166,11 @@ class Trainer:
                 self.restore(*good)
                 raise
             if on_epoch is not None:
-                on_epoch(self)
+                try:
+                    on_epoch(self)
+                except StopTraining as stop:
+                    warnings.warn(str(stop), UserWarning, stacklevel=2)
+                    return
 
     def _run_epoch(self, rows: Rows, on_batch: Callable[[int], None] | None) -> None:
         begin = time.perf_counter()
@@ -191,8 +198,10 @@ class Trainer:
         self.epoch += 1
         record: dict[str, Any] = {"epoch": self.epoch, "learning_rate": rate, "seconds": trained}
         if self.epoch % self.monitor_every == 0 or self.epoch == options.n_epochs:
+            record |= self.gradient.measure()
             for monitor in self.monitors:
-                record.update(monitor(self.model))
+                record |= monitor(self.model)
+            _add_likelihoods(record, options.beta)
         self.history.append(record)
 
     def update(self, batch: Tensor) -> None:
@@ -242,6 +251,15 @@ class Trainer:
         self.history = list(meta["history"])
         self.random.restore(meta["random"])
         self.order.restore(meta["order"])
+
+
+def _add_likelihoods(record: dict[str, Any], beta: float) -> None:
+    """Mean log-likelihoods where a record has a log-partition function and mean free energies."""
+    for suffix in ("", "_held_out"):
+        free_energy = record.get(f"free_energy{suffix}")
+        if free_energy is not None and "log_partition" in record:
+            likelihood = -beta * free_energy - record["log_partition"]
+            record.setdefault(f"log_likelihood{suffix}", likelihood)
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
