@@ -23,9 +23,9 @@ def rows(n: int, seed: int = 0, d: int = 6) -> torch.Tensor:
 
 def test_the_names_are_those_of_the_table(rbm):
     model = rbm(6, 4)
-    alone = {"weight_norm", "pseudo_likelihood"}
-    watched = {"pseudo_likelihood_held_out", "free_energy_gap"}
-    summed = {"log_partition", "log_likelihood"}
+    alone = {"weight_norm", "pseudo_likelihood", "free_energy"}
+    watched = {"pseudo_likelihood_held_out", "free_energy_held_out", "free_energy_gap"}
+    summed = {"log_partition", "log_partition_stderr", "log_likelihood"}
     summed |= {"exact_free_energy", "exact_energy", "exact_entropy"}
     assert set(RBMMonitor(rows(9), orders=(), enumerate=False)(model)) == alone
     pair = RBMMonitor(rows(9), rows(5, 1), orders=(), enumerate=False)

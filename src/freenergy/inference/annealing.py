@@ -88,6 +88,10 @@ class _Place:
     def enter(self, start: float, stop: float) -> None:
         self.low = min(int(np.floor(min(start, stop))), max(0, len(self.ladder) - 2))
 
+    def _bias(self, share: float) -> Tensor:
+        bias = self.ladder.visible_bias
+        return torch.lerp(bias[self.low], bias[self.low + 1], share)
+
     def hidden_fields(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Fields on the hidden units at both ends of the segment."""
         ladder, low = self.ladder, self.low
@@ -98,16 +102,15 @@ class _Place:
 
     def free_energy(self, v: Tensor, fields: tuple[Tensor, Tensor], position: float) -> Tensor:
         share = position - self.low
-        bias = torch.lerp(*self.ladder.visible_bias[self.low : self.low + 2], share)
-        field = torch.lerp(*fields, share)
+        bias = self._bias(share)
+        field = torch.lerp(fields[0], fields[1], share)
         return -(v @ bias) - self.ladder.hidden.log_partition(field).sum(-1)
 
     def step(self, fields: tuple[Tensor, Tensor], position: float, random: RandomStream) -> Tensor:
         """A Gibbs step v → h → v at a position; the fields are those of the old state."""
         ladder, low, share = self.ladder, self.low, position - self.low
-        h = ladder.hidden.sample(torch.lerp(*fields, share), random)
-        bias = torch.lerp(*ladder.visible_bias[low : low + 2], share)
-        field = torch.addmm(bias, h, ladder.weight[low + 1].T, alpha=share)
+        h = ladder.hidden.sample(torch.lerp(fields[0], fields[1], share), random)
+        field = torch.addmm(self._bias(share), h, ladder.weight[low + 1].T, alpha=share)
         if not (low == 0 and self._free):
             field.addmm_(h, ladder.weight[low].T, alpha=1.0 - share)
         return ladder.visible.sample(field, random, field)
@@ -133,11 +136,11 @@ def even_positions(
     >>> rbm = RBM(6, 4)
     >>> base = independent_model(rbm, torch.full((6,), 0.5), torch.full((4,), 0.5))
     >>> positions = even_positions(annealing_ladder(rbm, base), 10, RandomStream(0))
-    >>> len(positions), positions[0], positions[-1]
+    >>> len(positions), float(positions[0]), float(positions[-1])
     (10, 0.0, 1.0)
     """
     grid, spread = length_profile(ladder, random, n_pilot or min(200, max(20, n_positions // 5)))
-    return divide(grid, spread, n_positions)
+    return np.union1d(divide(grid, spread, n_positions), np.arange(float(len(ladder))))
 
 
 def length_profile(ladder: Ladder, random: RandomStream, n_steps: int) -> tuple[Array, Array]:
@@ -163,9 +166,8 @@ def divide(grid: Array, spread: Array, n_positions: int) -> Array:
     length = spread * width
     total = length.sum()
     share = length / total if total > 0 else width / span
-    cumulative = np.concatenate(
-        [[0.0], np.cumsum((1 - _UNIFORM_SHARE) * share + _UNIFORM_SHARE * width / span)]
-    )
+    density = (1 - _UNIFORM_SHARE) * share + _UNIFORM_SHARE * width / span
+    cumulative = np.concatenate([[0.0], np.cumsum(density)])
     positions = np.interp(np.linspace(0.0, cumulative[-1], n_positions), cumulative, grid)
     positions[0], positions[-1] = grid[0], grid[-1]
-    return np.union1d(positions, np.arange(round(grid[0]), round(grid[-1]) + 1.0))
+    return positions

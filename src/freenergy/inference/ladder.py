@@ -1,4 +1,4 @@
-r"""Ladders of models: what annealing and replica exchange climb between a solvable model and one's own.
+r"""Ladders of models: what annealing and replica exchange climb, from a solvable model up.
 
 The energy is linear in the parameters, so a straight line between the parameters of two models is
 a path of models. A temperature ladder is the line from zero to the parameters themselves, an
@@ -98,7 +98,7 @@ class Ladder:
         )
 
     def append(self, model: RBM, beta: float = 1.0) -> Ladder:
-        """This ladder with a copy of a model as one more rung."""
+        """A new ladder with a copy of a model as one more rung."""
         top = Ladder.of([model], beta)
         return Ladder(
             torch.cat([self.weight, top.weight]),
@@ -256,9 +256,7 @@ def independent_model(model: RBM, visible_mean: Tensor, hidden_mean: Tensor) -> 
         (model.hidden, hidden_mean, base.hidden_bias),
     ):
         middle = sum(unit.support) / len(unit.support)
-        bias.copy_(
-            unit.field(torch.lerp(mean.double(), torch.full_like(mean.double(), middle), 0.01))
-        )
+        bias.copy_(unit.field(mean.double() + 0.01 * (middle - mean.double())))
     return base
 
 

@@ -191,10 +191,7 @@ def log_partition(
         confidence,
         random,
     )
-    if method == "auto":
-        result = _auto(request)
-    else:
-        result = _METHODS[method](request)
+    result = _METHODS[method](request)
     result.diagnostics["seconds"] = time.monotonic() - begin
     return result
 
@@ -335,22 +332,23 @@ def _climb(request: _Request, ladder: Ladder, width: float) -> _Climb:
             break
         n_rounds = min(n_rounds * 2, 4096)
     acceptance = system.acceptance
-    diagnostics = {
+    arrivals = float(system.arrivals.mean())
+    diagnostics: dict[str, Any] = {
         "ladder_log_partition": float(found.log_partition[-1]),
         "ladder_stderr": error,
         "n_rungs": len(system.ladder),
         "n_rounds": system.n_rounds,
         "acceptance": acceptance,
-        "arrivals": float(system.arrivals.mean()),
+        "arrivals": arrivals,
         "arrival_time": system.arrival_time,
         "drift": found.drift,
     }
     reasons = []
     if float(found.overlap.min()) < _MIN_OVERLAP:
         reasons.append("neighbours on the ladder hardly exchange: it has a gap")
-    if diagnostics["arrivals"] < _MIN_ARRIVALS:
+    if arrivals < _MIN_ARRIVALS:
         reasons.append(
-            f"only {diagnostics['arrivals']:.2g} states per chain came up the ladder: the chains "
+            f"only {arrivals:.2g} states per chain came up the ladder: the chains "
             "did not reach equilibrium; raise time_budget, or train with method='ptt'"
         )
     if not found.drift < _MAX_DRIFT:
@@ -485,6 +483,7 @@ def _auto(request: _Request) -> LogPartition:
 
 
 _METHODS: dict[str, Callable[[_Request], LogPartition]] = {
+    "auto": _auto,
     "exact": _exact,
     "tap": _tap,
     "ais": _ais,

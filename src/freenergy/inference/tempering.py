@@ -1,4 +1,4 @@
-r"""Replica exchange along a ladder of models: parallel tempering, in temperature or in training time.
+r"""Replica exchange along a ladder of models: parallel tempering, also in training time.
 
 Each *system* is one replica on every rung. All replicas make Gibbs steps of their own rung, then
 neighbours are exchanged with the Metropolis probability, which leaves the product distribution of
@@ -354,7 +354,7 @@ def adapt_ladder(
     """
     grid, spread = length_profile(ladder, random, 64)
     length = float((spread * np.diff(grid)).sum())
-    n_rungs = int(min(max_rungs, max(3, len(ladder), math.ceil(length) + 1)))
+    n_rungs = int(min(max_rungs, max(3, math.ceil(length) + 1)))
     positions = divide(grid, spread, n_rungs)
     visible = sample_base(ladder, n_systems, random).expand(len(positions), -1, -1).clone()
     if start is not None:
@@ -367,7 +367,7 @@ def adapt_ladder(
             break
         rejected = 1.0 - np.nan_to_num(system.acceptance, nan=0.5)
         barrier = float(rejected.sum())
-        n_rungs = int(min(max_rungs, max(3, len(ladder), math.ceil(barrier / rejection) + 1)))
+        n_rungs = int(min(max_rungs, max(3, math.ceil(barrier / rejection) + 1)))
         new = divide(positions, (rejected + 1e-3) / np.diff(positions), n_rungs)
         # Each new rung starts at the states of the nearest old one.
         nearest = np.abs(positions[None, :] - new[:, None]).argmin(1)

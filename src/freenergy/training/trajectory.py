@@ -26,7 +26,7 @@ from freenergy.random import RandomStream
 from freenergy.training.gradients import PersistentContrastiveDivergence
 from freenergy.training.options import TrainingOptions
 
-__all__ = ["TrajectoryTempering"]
+__all__ = ["TrajectoryTempering", "ladder_of"]
 
 _SHARE = 0.35
 """Matrix products spent on the ladder, as a share of those of the updates themselves."""
@@ -40,6 +40,15 @@ _FORGET = 0.7
 """Weight of the rounds before, after each epoch."""
 _MEASURE_STEPS = 10
 """Gibbs steps from which the last rung of the ladder is compared with the current model."""
+
+
+def ladder_of(state: dict[str, Tensor], like: RBM) -> Ladder:
+    """The ladder in a stored state of :class:`TrajectoryTempering`, for models like this one."""
+    weight, visible_bias, hidden_bias = (
+        state[f"ladder_{name}"].to(like.weight, copy=True)
+        for name in ("weight", "visible_bias", "hidden_bias")
+    )
+    return Ladder(weight, visible_bias, hidden_bias, like.visible, like.hidden)
 
 
 class TrajectoryTempering(PersistentContrastiveDivergence):
@@ -63,12 +72,12 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         """Systems on a ladder, with nothing counted yet."""
         self._system = Tempering(ladder, visible, self.random)
         n_pairs, n = len(ladder) - 2, visible.shape[1]
-        double = {"dtype": torch.float64, "device": self.model.weight.device}
         # For each pair of finished rungs: Bennett's constant, and for each system the sums of the
         # two averages whose ratio corrects it, which hold for any constant.
-        self._constant = torch.zeros(n_pairs, **double)
-        self._sums = torch.zeros(2, n_pairs, n, **double)
-        self._rounds = torch.zeros(n_pairs, **double)
+        zeros = self.model.weight.new_zeros
+        self._constant = zeros(n_pairs, dtype=torch.float64)
+        self._sums = zeros(2, n_pairs, n, dtype=torch.float64)
+        self._rounds = zeros(n_pairs, dtype=torch.float64)
 
     @property
     def ladder(self) -> Ladder:
@@ -215,14 +224,7 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         self._offset_visible.copy_(state["offset_visible"])
         self._offset_hidden.copy_(state["offset_hidden"])
         self.chain = state["chain"].to(like, copy=True)
-        ladder = Ladder(
-            *(
-                state[f"ladder_{name}"].to(like, copy=True)
-                for name in ("weight", "visible_bias", "hidden_bias")
-            ),
-            self.model.visible,
-            self.model.hidden,
-        )
+        ladder = ladder_of(state, self.model)
         self._build(ladder, state["ladder_visible"])
         for name, target in (
             ("constant", self._constant),
