@@ -7,6 +7,7 @@ import numbers
 import operator
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -20,22 +21,35 @@ from torch.nn.utils import skip_init
 from freenergy._version import __version__
 from freenergy.estimators.validation import check_finite, check_range, unchanged_on_error
 from freenergy.inference import (
+    Ladder,
+    LogLikelihood,
+    LogPartition,
     gibbs,
+    log_likelihood,
+    log_partition,
     pseudo_log_likelihood,
     stochastic_pseudo_log_likelihood,
 )
 from freenergy.models import RBM
 from freenergy.random import RandomStream
+from freenergy.thermodynamics import EffectiveTemperature, effective_temperature
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from freenergy.training.options import TrainingOptions, check_whole
 from freenergy.training.rows import Rows, as_rows
 from freenergy.training.run import model_spec
-from freenergy.training.trainer import DivergenceError, Trainer, has_diverged, initialize
+from freenergy.training.trainer import (
+    DivergenceError,
+    Monitor,
+    Trainer,
+    has_diverged,
+    initialize,
+)
 
 __all__ = ["BernoulliRBM"]
 
 _DTYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
 _WATCHED_ROWS = 1000
+_START_ROWS = 10_000
 _BLOCK_ELEMENTS = 2**24
 
 
@@ -63,9 +77,10 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         An int seeds a fast stream of its own: one seed gives the same bits on the same CPU with
         the same number of threads. The draws of a RandomState instance are used as they come, in
         scikit-learn's order (with ``shuffle=False``, which is how scikit-learn visits the rows).
-    method : {"pcd", "cd", "emf"}, default="pcd"
-        Negative phase: persistent chains (as scikit-learn), chains started at the data, or the
-        extended mean field.
+    method : {"pcd", "cd", "emf", "ptt"}, default="pcd"
+        Negative phase: persistent chains (as scikit-learn), chains started at the data, the
+        extended mean field, or persistent chains that are exchanged with those of earlier models
+        of the same training (parallel trajectory tempering).
     n_steps : int, default=1
         Gibbs steps or mean-field sweeps for each update.
     n_chains : int or None, default=None
@@ -96,6 +111,16 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         Visit the rows in a new order in each pass.
     device : str, default="cpu"
         ``"cpu"``, ``"cuda"``, any torch device, or ``"auto"``: a GPU where there is one.
+    validation_fraction : float, default=0.0
+        Share of the rows of ``fit`` that are held out: their free energy, and with ``"ptt"`` their
+        log-likelihood, goes to ``history_``.
+    monitors : sequence of callables, default=()
+        Instruments that read the model after each pass, such as
+        :class:`~freenergy.thermodynamics.TemperatureMonitor`; what they return goes to
+        ``history_``.
+    callback : callable or None, default=None
+        Called with the trainer after each pass; may stop training, as
+        :class:`~freenergy.training.EntropyCollapse` does.
     validate_range : bool, default=True
         Refuse values outside [0, 1] in ``fit``. False takes any finite value, as scikit-learn
         does, though such values have no meaning for 0/1 units.
@@ -113,8 +138,12 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     feature_names_in_ : ndarray of shape (n_features,)
         Only where the columns of ``X`` have names.
     history_ : dict of list
-        Numbers of each pass by name: ``epoch``, ``learning_rate``, ``seconds``, and
-        ``pseudo_likelihood`` where ``verbose`` asks for it.
+        Numbers of each pass by name: ``epoch``, ``learning_rate``, ``seconds``,
+        ``pseudo_likelihood`` where ``verbose`` asks for it, and what ``monitors`` return. With
+        ``"ptt"`` also ``log_partition`` with ``log_partition_stderr``, ``log_likelihood`` of the
+        first training rows, ``ladder_rungs``, ``exchange_acceptance`` and ``arrival_time`` (rounds
+        for each state that climbs the ladder: the time to equilibrium). What concerns held-out
+        rows has the suffix ``_held_out``.
     model_ : freenergy.models.RBM
         The trained module.
 
@@ -161,6 +190,9 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         persistent: bool = True,
         shuffle: bool = True,
         device: str = "cpu",
+        validation_fraction: float = 0.0,
+        monitors: Sequence[Monitor] = (),
+        callback: Callable[[Trainer], None] | None = None,
         validate_range: bool = True,
     ) -> None:
         self.n_components = n_components
@@ -185,6 +217,9 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self.persistent = persistent
         self.shuffle = shuffle
         self.device = device
+        self.validation_fraction = validation_fraction
+        self.monitors = monitors
+        self.callback = callback
         self.validate_range = validate_range
 
     def fit(self, X: Any, y: Any = None) -> Self:
@@ -215,11 +250,13 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """
         with unchanged_on_error(self):
             rows, dtype = self._training_rows(X, reset=True)
+            held_out: Rows | None = None
+            if self.validation_fraction:
+                rows, held_out = self._split(rows)
             trainer = self._start(rows, dtype)
-        if self.verbose:
-            trainer.monitors = (_PseudoLikelihood(rows, self.beta),)
+            trainer.monitors = self._instruments(rows, held_out)
         try:
-            trainer.fit(rows, on_epoch=self._print_epoch if self.verbose else None)
+            trainer.fit(rows, on_epoch=self._after_epoch)
         except KeyboardInterrupt:
             warnings.warn(
                 f"training was interrupted; the model of pass {trainer.epoch} is kept",
@@ -400,11 +437,108 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             lambda v: gibbs(self.model_, v, n_steps, beta=self._beta, random=random).visible,
         )
 
+    def log_partition(
+        self,
+        X: Any = None,
+        *,
+        method: str = "auto",
+        n_chains: int = 128,
+        width: float = 1.0,
+        time_budget: float = 600.0,
+        random_state: int | None = 0,
+    ) -> LogPartition:
+        r"""Estimate :math:`\ln Z` with an interval and a verdict on whether to trust it.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features), default=None
+            Rows like those the model was trained on: chains that start at them must agree with
+            chains that start elsewhere.
+        method : {"auto", "exact", "tap", "ais", "reverse_ais", "bar", "ptt"}, default="auto"
+            See :func:`freenergy.inference.log_partition`. With ``"ptt"``, a model trained by
+            ``"ptt"`` is climbed along its own training.
+        n_chains : int, default=128
+        width : float, default=1.0
+            Width of the interval to reach, in nats.
+        time_budget : float, default=600.0
+            Seconds.
+        random_state : int or None, default=0
+
+        Returns
+        -------
+        LogPartition
+        """
+        check_is_fitted(self)
+        rows = None
+        if X is not None:
+            matrix = as_rows(self._validated(X, reset=False), self.model_.weight.detach())
+            rows = matrix.take(slice(0, _START_ROWS))
+        ladder = getattr(self._trainer.gradient, "ladder", None) if method == "ptt" else None
+        return log_partition(
+            self.model_,
+            method,
+            beta=self._beta,
+            data=rows,
+            ladder=ladder,
+            n_chains=n_chains,
+            width=width,
+            time_budget=time_budget,
+            random=RandomStream(random_state, self._model_device()),
+        )
+
+    def log_likelihood(
+        self, X: Any, *, log_partition: LogPartition | None = None, **options: Any
+    ) -> LogLikelihood:
+        r"""Mean log-likelihood of 0/1 rows, :math:`-\beta F(v) - \ln Z`, with its interval.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
+            Zeros and ones.
+        log_partition : LogPartition, default=None
+            What :meth:`log_partition` found; None calls it with these rows and ``options``.
+
+        Returns
+        -------
+        LogLikelihood
+            ``mean``, ``lower``, ``upper``, ``trusted``, and ``per_sample`` for each row.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import freenergy as fe
+        >>> X = np.eye(6).repeat(20, axis=0)
+        >>> rbm = fe.BernoulliRBM(4, random_state=0).fit(X)
+        >>> result = rbm.log_likelihood(X)
+        >>> result.method, result.trusted, result.per_sample.shape
+        ('exact', True, (120,))
+        """
+        check_is_fitted(self)
+        found = self.log_partition(X, **options) if log_partition is None else log_partition
+        rows = as_rows(self._validated(X, reset=False), self.model_.weight.detach())
+        return log_likelihood(self.model_, rows.take(slice(0, len(rows))), found)
+
+    def effective_temperature(
+        self, X: Any, *, method: str = "pseudo_likelihood", **options: Any
+    ) -> EffectiveTemperature:
+        """The temperature at which the model would explain the rows best; 1 at equilibrium.
+
+        See :func:`freenergy.thermodynamics.effective_temperature` for ``method`` and the options.
+        The temperature is relative to that of the training.
+        """
+        check_is_fitted(self)
+        rows = as_rows(self._validated(X, reset=False), self.model_.weight.detach())
+        model = self.model_
+        if self._beta != 1.0:
+            model = Ladder.of([model], self._beta).model(0)
+        return effective_temperature(model, rows.take(slice(0, len(rows))), method, **options)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to one safetensors file, atomically and without pickle.
 
-        Everything is kept that :meth:`partial_fit` needs to go on to the same bits, save a
-        ``random_state`` that is a RandomState instance, which becomes None.
+        Everything is kept that :meth:`partial_fit` needs to go on to the same bits, save
+        ``monitors`` and ``callback``, and a ``random_state`` that is a RandomState instance, which
+        becomes None.
 
         Parameters
         ----------
@@ -415,6 +549,8 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         parameters = self.get_params(deep=False)
         if not isinstance(self.random_state, numbers.Integral):
             parameters["random_state"] = None
+        # Instruments are code, which a file of ours never holds.
+        del parameters["monitors"], parameters["callback"]
         names = getattr(self, "feature_names_in_", None)
         values |= {
             "model": model_spec(self.model_),
@@ -534,6 +670,34 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             raise ValueError(f"random_state must be less than 2**32, got {seed}")
         return int(seed)
 
+    def _split(self, rows: Rows) -> tuple[Rows, Rows]:
+        """Rows to learn from, and rows held out, drawn from the seed."""
+        share = float(self.validation_fraction)
+        n_held_out = round(share * len(rows)) if 0 < share < 1 else 0
+        if not 0 < n_held_out < len(rows):
+            raise ValueError(
+                f"validation_fraction={share:g} of {len(rows)} rows leaves no rows to learn from "
+                "or none to hold out"
+            )
+        seed = self._seed()
+        own = seed if isinstance(seed, np.random.RandomState) else np.random.SeedSequence([seed, 2])
+        order = RandomStream(own).permutation(len(rows))
+        return rows.part(order[n_held_out:]), rows.part(order[:n_held_out])
+
+    def _instruments(self, rows: Rows, held_out: Rows | None) -> tuple[Monitor, ...]:
+        monitors = list(self.monitors)
+        if self.method == "ptt" or held_out is not None:
+            monitors.append(_FreeEnergy(rows, held_out, self.beta))
+        if self.verbose:
+            monitors.append(_PseudoLikelihood(rows, self.beta))
+        return tuple(monitors)
+
+    def _after_epoch(self, trainer: Trainer) -> None:
+        if self.verbose:
+            self._print_epoch(trainer)
+        if self.callback is not None:
+            self.callback(trainer)
+
     def _print_epoch(self, trainer: Trainer) -> None:
         record = trainer.history[-1]
         print(
@@ -580,6 +744,23 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 result: Tensor = function(rows.take(slice(start, start + block)))
                 parts.append(result.cpu().numpy())
         return np.concatenate(parts)
+
+
+class _FreeEnergy:
+    """Mean free energies of training and held-out rows, from which likelihoods follow."""
+
+    def __init__(self, rows: Rows, held_out: Rows | None, beta: float) -> None:
+        self.parts = {"": rows.take(slice(0, _WATCHED_ROWS))}
+        if held_out is not None:
+            self.parts["_held_out"] = held_out.take(slice(0, _WATCHED_ROWS))
+        self.beta = beta
+
+    @torch.no_grad()
+    def __call__(self, model: RBM) -> dict[str, float]:
+        return {
+            f"free_energy{suffix}": float(model.free_energy(rows, self.beta).double().mean())
+            for suffix, rows in self.parts.items()
+        }
 
 
 class _PseudoLikelihood:

@@ -9,6 +9,7 @@ from freenergy.inference.ladder import (
     temperature_ladder,
 )
 from freenergy.inference.landscape import Landscape, landscape
+from freenergy.inference.likelihood import LogLikelihood, log_likelihood
 from freenergy.inference.mean_field import (
     MeanField,
     MeanFieldGradient,
@@ -30,6 +31,7 @@ __all__ = [
     "ExactStatistics",
     "Ladder",
     "Landscape",
+    "LogLikelihood",
     "LogPartition",
     "MeanField",
     "MeanFieldGradient",
@@ -43,6 +45,7 @@ __all__ = [
     "independent_model",
     "is_enumerable",
     "landscape",
+    "log_likelihood",
     "log_partition",
     "mean_field",
     "mean_field_gradient",

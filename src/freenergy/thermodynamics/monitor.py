@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from freenergy.inference import (
+    Ladder,
     MeanFieldWarning,
     exact,
     is_enumerable,
@@ -17,8 +18,9 @@ from freenergy.inference import (
     pseudo_log_likelihood,
 )
 from freenergy.models import RBM
+from freenergy.thermodynamics.temperature import effective_temperature
 
-__all__ = ["RBMMonitor"]
+__all__ = ["RBMMonitor", "TemperatureMonitor"]
 
 _PSEUDO_LIKELIHOOD_BUDGET = 5e7
 
@@ -133,3 +135,43 @@ class RBMMonitor:
             f"tap{order}_converged": float(state.converged.double().mean()),
             f"tap{order}_log_partition": highest if math.isfinite(highest) else math.nan,
         }
+
+
+class TemperatureMonitor:
+    """Reads the effective temperature of rows under a model, with the ends of its interval.
+
+    Its record holds ``temperature``, ``temperature_lower`` and ``temperature_upper``: the
+    temperature at which the model explains the rows best, relative to that of its training.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n, n_visible)
+        States of the visible units; rows held out say more than those learned from.
+    beta : float, default=1
+        Inverse temperature of the training.
+    n_rows : int, default=1000
+        At most this many rows are read.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from freenergy.models import RBM
+    >>> record = TemperatureMonitor(torch.eye(6).repeat(5, 1))(RBM(6, 4))
+    >>> sorted(record)
+    ['temperature', 'temperature_lower', 'temperature_upper']
+    """
+
+    def __init__(self, rows: Tensor, *, beta: float = 1.0, n_rows: int = 1000) -> None:
+        self.rows = torch.as_tensor(rows)[:n_rows]
+        self.beta = beta
+
+    def __call__(self, model: RBM) -> dict[str, Any]:
+        """Named numbers that describe the model now."""
+        scaled = Ladder.of([model], self.beta).model(0)
+        found = effective_temperature(scaled, self.rows.to(model.weight))
+        values = {
+            "temperature": found.temperature,
+            "temperature_lower": found.lower,
+            "temperature_upper": found.upper,
+        }
+        return {name: v if math.isfinite(v) else math.nan for name, v in values.items()}

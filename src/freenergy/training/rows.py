@@ -27,6 +27,10 @@ class Rows(Protocol):
         """Dense rows, on the model's device and in its precision."""
         ...
 
+    def part(self, index: Tensor) -> Rows:
+        """The rows at these positions, as rows again."""
+        ...
+
     def mean(self) -> Tensor:
         """Mean of each column."""
         ...
@@ -49,6 +53,10 @@ class DenseRows:
     def take(self, index: Tensor | slice) -> Tensor:
         """The rows at these positions."""
         return self.data[index]
+
+    def part(self, index: Tensor) -> DenseRows:
+        """The rows at these positions, as rows again."""
+        return DenseRows(self.data[index])
 
     def mean(self) -> Tensor:
         """Mean of each column, summed in double precision."""
@@ -75,6 +83,10 @@ class SparseRows:
         """The rows at these positions, dense."""
         rows = self.data[index if isinstance(index, slice) else index.numpy()]
         return torch.from_numpy(rows.toarray()).to(device=self.device, dtype=self.dtype)
+
+    def part(self, index: Tensor) -> SparseRows:
+        """The rows at these positions, as rows again."""
+        return SparseRows(self.data[index.numpy()], self.dtype, self.device)
 
     def mean(self) -> Tensor:
         """Mean of each column, summed in double precision."""
