@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import math
 import shlex
 import sys
@@ -23,28 +22,23 @@ from freenergy import data
 from freenergy._version import __version__
 from freenergy.estimators.validation import check_finite, check_range
 from freenergy.files import write_atomically
-from freenergy.inference import (
-    MeanFieldWarning,
-    exact,
-    gibbs,
-    is_enumerable,
-    mean_field,
-    pseudo_log_likelihood,
-)
-from freenergy.models import RBM, Unit, get_unit
+from freenergy.inference import gibbs
+from freenergy.models import Unit, get_unit
 from freenergy.progress import Reporter
 from freenergy.random import RandomStream
 from freenergy.report import write
+from freenergy.studies.assessment import Assessment, assess, certify_run
+from freenergy.studies.assessment_page import verdict_words
 from freenergy.studies.learning import (
     LearningSettings,
-    describe,
+    read_assessment,
     read_learning,
     run_learning,
-    split_held_out,
 )
 from freenergy.studies.learning_page import learning_page
+from freenergy.studies.results import describe, split_held_out
 from freenergy.studies.run_page import run_page
-from freenergy.thermodynamics import RBMMonitor
+from freenergy.thermodynamics import RBMMonitor, TemperatureMonitor
 from freenergy.training import (
     DivergenceError,
     Rows,
@@ -127,7 +121,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run directory to make.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run directory to go on with.")] = None,
     binarize: BinarizeOption = "0.5",
-    method: Annotated[str, typer.Option(help="cd, pcd or emf.")] = _TRAINING.method,
+    method: Annotated[str, typer.Option(help="cd, pcd, emf or ptt.")] = _TRAINING.method,
     hidden: Annotated[int, typer.Option(help="Hidden units.")] = 256,
     unit: Annotated[
         str, typer.Option(help="Type of the units: bernoulli (0/1) or spin (±1).")
@@ -234,9 +228,13 @@ def _trainer(config: RunConfig, parts: tuple[np.ndarray, np.ndarray]) -> tuple[T
     train_rows, held_out = (_to_unit(x, unit) for x in parts)
     like = torch.empty(0, dtype=getattr(torch, config.dtype), device=_device(config.device))
     rows = as_rows(train_rows, like)
-    monitor = RBMMonitor(train_rows, held_out, beta=config.options.beta)
+    beta = config.options.beta
+    monitors = (
+        RBMMonitor(train_rows, held_out, beta=beta),
+        TemperatureMonitor(_nearest_states(unit, held_out), beta=beta, n_rows=500),
+    )
     try:
-        return config.build(rows, (monitor,)), rows
+        return config.build(rows, monitors), rows
     except (RuntimeError, MemoryError) as error:
         raise ValueError(
             f"a model of {config.n_visible} × {config.n_hidden} units does not fit into memory"
@@ -263,6 +261,27 @@ def _train_run(run: RunDirectory, config: RunConfig, trainer: Trainer, rows: Row
         raise DivergenceError(
             f"{error}. A run keeps its options: start another with freenergy train --out"
         ) from None
+    _certify(run, config, trainer, rows, reporter)
+
+
+def _certify(
+    run: RunDirectory, config: RunConfig, trainer: Trainer, rows: Rows, reporter: Reporter
+) -> None:
+    """Store whether the chains of the training were in equilibrium, and say so."""
+    if trainer.certificate is None and trainer.epoch > 0:
+        options = config.options
+        certificate = certify_run(
+            trainer.model,
+            rows.take(slice(0, len(rows))),
+            beta=options.beta,
+            n_steps=options.n_steps,
+            chains=trainer.gradient.state().get("chain"),
+            seed=config.seed,
+        )
+        trainer.certificate = certificate.to_dict()
+        run.save(trainer)
+    if trainer.certificate is not None:
+        reporter.line(f"chains: {trainer.certificate['label']}. {trainer.certificate['advice']}")
 
 
 def _refuse_changes(context: typer.Context) -> None:
@@ -315,9 +334,19 @@ def evaluate(
     beta: Annotated[
         float | None, typer.Option(help="Inverse temperature; default: the run's.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    time_budget: Annotated[
+        float, typer.Option(help="Seconds for each of the slow methods.")
+    ] = 300.0,
+    width: Annotated[
+        float, typer.Option(help="Width of the likelihood's interval to reach, in nats.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Measure a trained model: likelihoods, free energies, entropy."""
+    """Measure a trained model: its likelihood by every method, equilibrium, temperature, entropy.
+
+    The result for the run's own held-out rows is kept and shown in the run's report.
+    """
     model = load_model(run)
     config = RunDirectory(run).config() if run.is_dir() else None
     if data_name is None:
@@ -338,63 +367,72 @@ def evaluate(
             f"{dataset.name} has {dataset.x_train.shape[1]} columns, but the model has "
             f"{model.n_visible} visible units"
         )
-    rows = _to_unit(values, model.visible).to(model.weight)
-    numbers = _measure(model, rows, _beta_of(run) if beta is None else beta)
+    rows = _to_unit(values, model.visible)
+    options = None if config is None else config.options
+    directory = RunDirectory(run) if config is not None else None
+    own_beta = 1.0 if options is None else options.beta
+    # The models that training passed through are at the temperature of the training.
+    climbable = directory is not None and beta in (None, own_beta)
+    found = assess(
+        model,
+        _to_unit(split_held_out(_data_of(config))[0], model.visible) if config else rows,
+        rows,
+        beta=own_beta if beta is None else beta,
+        n_steps=1 if options is None else options.n_steps,
+        ladder=directory.ladder() if directory is not None and climbable else None,
+        chains=None if directory is None else directory.chains(),
+        time_budget=time_budget,
+        width=width,
+        seed=seed,
+    )
+    if directory is not None and data_name is None and climbable:
+        # Of the run itself: its report shows it.
+        write_atomically(directory.assessment_path, found.to_json())
     if as_json:
-        finite = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in numbers.items()
-        }
-        print(json.dumps(finite, indent=2))
-        return
-    table = Table("quantity", "value", title=f"{run} on {dataset.name}")
-    for name, value in numbers.items():
+        print(found.to_json(), end="")
+    else:
+        _print_assessment(found, f"{run} on {dataset.name}")
+
+
+def _print_assessment(found: Assessment, title: str) -> None:
+    console = Console()
+    table = Table("method", "ln Z", "ln p of a row", "95 % interval", "trusted", title=title)
+    for e in found.estimates:
+        interval = f"{e.log_likelihood_lower:.3f} … {e.log_likelihood_upper:.3f}"
         table.add_row(
-            name.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value)
+            e.label,
+            f"{e.log_partition:.3f}",
+            f"{e.log_likelihood:.3f}",
+            interval if math.isfinite(e.lower) else "–",
+            "yes" if e.trusted else "no",
         )
-    Console().print(table)
+    console.print(table)
+    other = Table("quantity", "value")
+    for name, value in _other_numbers(found).items():
+        other.add_row(name, value)
+    console.print(other)
+    console.print(verdict_words(found), highlight=False)
+
+
+def _other_numbers(found: Assessment) -> dict[str, str]:
+    numbers = {name.replace("_", " "): f"{value:.6g}" for name, value in found.numbers.items()}
+    for method, t in found.temperature.items():
+        words = f"effective temperature, {method.replace('_', ' ')}"
+        numbers[words] = f"{t['temperature']:.3g} ({t['lower']:.3g} … {t['upper']:.3g})"
+    curves = found.curves
+    at = min(range(len(curves["beta"])), key=lambda i: abs(curves["beta"][i] - found.beta))
+    for key in ("free_energy", "energy", "entropy", "heat_capacity"):
+        error = curves[f"{key}_stderr"][at]
+        numbers[key.replace("_", " ") + " of the model"] = f"{curves[key][at]:.6g} ± {error:.2g}"
+    for key in ("states", "within_entropy", "complexity"):
+        numbers[f"TAP 2 {key.replace('_', ' ')}"] = f"{found.landscape[key]:.6g}"
+    numbers["autocorrelation time"] = f"{found.certificate['autocorrelation_time']:.4g} Gibbs steps"
+    return numbers
 
 
 def _beta_of(path: Path) -> float:
     """The inverse temperature that a run was trained at; 1 for a checkpoint file alone."""
     return RunDirectory(path).config().options.beta if path.is_dir() else 1.0
-
-
-@torch.no_grad()
-def _measure(model: RBM, rows: torch.Tensor, beta: float) -> dict[str, Any]:
-    """Named numbers about a model on rows; likelihood only where it is exact."""
-    watched = rows[:1000]
-    score = pseudo_log_likelihood(model, watched, beta)
-    energy = model.free_energy(rows, beta)
-    values: dict[str, Any] = {
-        "beta": beta,
-        "rows": len(rows),
-        "pseudo_likelihood": float(score.mean()),
-        "pseudo_likelihood_standard_error": float(score.std() / math.sqrt(len(score))),
-        "free_energy_of_rows": float(energy.mean()),
-        "weight_norm": float(torch.linalg.vector_norm(model.weight)),
-    }
-    if is_enumerable(model):
-        statistics = exact(model, beta)
-        likelihood = -beta * energy.double() - statistics.log_partition
-        values |= {
-            "log_partition": statistics.log_partition,
-            "log_likelihood": float(likelihood.mean()),
-            "log_likelihood_standard_error": float(likelihood.std() / math.sqrt(len(rows))),
-            "free_energy": statistics.free_energy,
-            "energy": statistics.energy,
-            "entropy": statistics.entropy,
-        }
-    for order in (1, 2, 3):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MeanFieldWarning)  # told by the numbers below
-            state = mean_field(model, order, beta=beta, start=rows[:100], tolerance=1e-4)
-        values |= {
-            f"tap{order}_log_partition": float(state.log_partition.max()),
-            f"tap{order}_entropy": float(state.entropy.mean()),
-            f"tap{order}_converged": float(state.converged.double().mean()),
-        }
-    return values
 
 
 @app.command()
@@ -435,7 +473,14 @@ def report(
 
 def _write_run_report(run: RunDirectory) -> Path:
     config = run.config()
-    page = run_page(config, run.history(), load_model(run.path), config.data.get("image_shape"))
+    page = run_page(
+        config,
+        run.history(),
+        load_model(run.path),
+        config.data.get("image_shape"),
+        assessment=read_assessment(run),
+        certificate=run.certificate() if run.checkpoint_path.exists() else None,
+    )
     return write(page, run.report_path)
 
 
@@ -456,6 +501,12 @@ def _threshold(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise ValueError(f"--binarize takes a number or 'none', got {text!r}") from None
+
+
+def _nearest_states(unit: Unit, rows: torch.Tensor) -> torch.Tensor:
+    """Rows as states of a binary unit: grey values go to the nearer one."""
+    low, high = min(unit.support), max(unit.support)
+    return torch.where(rows > 0.5 * (low + high), high, low).to(rows)
 
 
 def _to_unit(rows: np.ndarray, unit: Unit) -> torch.Tensor:

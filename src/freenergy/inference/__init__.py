@@ -1,5 +1,6 @@
 """States of a model at an inverse temperature: sums, chains, mean field, ladders of models."""
 
+from freenergy.inference.equilibrium import Certificate, certify
 from freenergy.inference.exact import ExactStatistics, exact, is_enumerable
 from freenergy.inference.gibbs import ChainState, gibbs
 from freenergy.inference.ladder import (
@@ -27,6 +28,7 @@ from freenergy.inference.pseudo_likelihood import (
 from freenergy.inference.tempering import Tempering
 
 __all__ = [
+    "Certificate",
     "ChainState",
     "ExactStatistics",
     "Ladder",
@@ -40,6 +42,7 @@ __all__ = [
     "NotConvergedWarning",
     "Tempering",
     "annealing_ladder",
+    "certify",
     "exact",
     "gibbs",
     "independent_model",

@@ -40,6 +40,7 @@ _MIN_ARRIVALS = 4.0
 _MAX_DRIFT = 4.0
 _MIN_SHARE = 0.05
 _MIN_SAMPLES = 20.0
+_MAX_TEMPERATURES = 2**16
 _TAP_STATES = 64
 _MAX_PLEFKA = 0.5
 
@@ -392,12 +393,18 @@ def _works(request: _Request) -> _Works:
         climb = _climb(request, line, math.inf)
         tops, reasons, diagnostics = climb.system.visible[-1], climb.reasons, climb.diagnostics
     positions = _positions(request, line)
+    end = _part(request.deadline, 0.5)
+    best = math.inf
     while True:
+        begin = time.monotonic()
         forward, _ = anneal(line, positions, sample_base(line, n, random), random)
         backward, _ = anneal(line, positions[::-1], tops, random)
         spread = max(float(forward.std()), float(backward.std()))
-        given = request.n_temperatures is not None
-        if given or spread <= 1.0 or time.monotonic() > _part(request.deadline, 0.5):
+        # More steps do not help chains that are caught in valleys. Twice the steps take twice the
+        # time.
+        stuck, best = spread > 0.9 * best, spread
+        late = 3.0 * time.monotonic() - 2.0 * begin > end or len(positions) > _MAX_TEMPERATURES
+        if request.n_temperatures is not None or spread <= 1.0 or stuck or late:
             break
         positions = even_positions(line, 2 * len(positions), random)
     low, high = jarzynski(forward), jarzynski(backward)
@@ -444,35 +451,43 @@ def _positions(request: _Request, line: Ladder) -> Array:
     return np.asarray(asked, dtype=float)
 
 
+def _against_ladder(works: _Works, value: float, stderr: float) -> list[str]:
+    """The reasons of the works, and whether replica exchange found something else."""
+    diagnostics = works.diagnostics
+    if "ladder_log_partition" not in diagnostics:
+        return works.reasons
+    gap = abs(value - diagnostics["ladder_log_partition"])
+    if gap <= 4.0 * math.hypot(stderr, diagnostics["ladder_stderr"]):
+        return works.reasons
+    return [
+        *works.reasons,
+        f"replica exchange, which gave the samples, differs by {gap:.2g} nats",
+    ]
+
+
 def _ais(request: _Request) -> LogPartition:
     works = _works(request)
     end = jarzynski(works.forward)
-    value = works.base - end.value
-    return request.result(
-        value, end.stderr, "ais", works.reasons, works.diagnostics, request.n_chains
-    )
+    return _annealed(request, works, works.base - end.value, end.stderr, "ais")
 
 
 def _reverse_ais(request: _Request) -> LogPartition:
     works = _works(request)
     end = jarzynski(works.backward)
-    value = works.base + end.value
-    return request.result(
-        value, end.stderr, "reverse_ais", works.reasons, works.diagnostics, request.n_chains
-    )
+    return _annealed(request, works, works.base + end.value, end.stderr, "reverse_ais")
 
 
 def _bar(request: _Request) -> LogPartition:
     works = _works(request)
     both = bennett(works.forward, works.backward)
-    return request.result(
-        works.base - both.value,
-        both.stderr,
-        "bar",
-        works.reasons,
-        works.diagnostics,
-        request.n_chains,
-    )
+    return _annealed(request, works, works.base - both.value, both.stderr, "bar")
+
+
+def _annealed(
+    request: _Request, works: _Works, value: float, stderr: float, method: str
+) -> LogPartition:
+    reasons = _against_ladder(works, value, stderr)
+    return request.result(value, stderr, method, reasons, works.diagnostics, request.n_chains)
 
 
 def _auto(request: _Request) -> LogPartition:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from freenergy.report import Block, Curve, ImageGrid, LineChart, Section, Text
-from freenergy.studies.learning import MethodResult
+from freenergy.studies.results import MethodResult
 
 __all__ = [
     "band",
@@ -14,6 +14,7 @@ __all__ = [
     "provenance",
     "reading_section",
     "sample_grid",
+    "temperature_sections",
     "thermodynamics_section",
 ]
 
@@ -49,6 +50,41 @@ def thermodynamics_section(method: MethodResult) -> Section:
         unit = "nats" if quantity == "entropy" else "units of the energy"
         charts.append(LineChart(f"{title}, trained by {method.name}", "epoch", unit, curves))
     return Section(f"Free energy, energy and entropy: {method.name}", charts)
+
+
+def temperature_sections(*methods: MethodResult) -> list[Section]:
+    """The effective temperature over the epochs and over the norm of the weights."""
+    over_epochs, over_norm = [], []
+    for method in methods:
+        records = [r for r in method.histories[0] if "temperature" in r]
+        if not records:
+            continue
+        y = [r["temperature"] for r in records]
+        lower = [r["temperature_lower"] for r in records]
+        upper = [r["temperature_upper"] for r in records]
+        epochs = [r["epoch"] for r in records]
+        over_epochs.append(Curve(method.name, epochs, y, lower=lower, upper=upper))
+        order = sorted(range(len(records)), key=lambda i: records[i]["weight_norm"])
+        norm = [records[i]["weight_norm"] for i in order]
+        over_norm.append(Curve(method.name, norm, [y[i] for i in order]))
+    if not over_epochs:
+        return []
+    label = "effective temperature"
+    return [
+        Section(
+            "How warm is the model?",
+            [
+                LineChart("Effective temperature over training", "epoch", label, over_epochs),
+                LineChart("Norm and temperature", "norm of the weights ‖W‖", label, over_norm),
+            ],
+            intro=(
+                "The temperature at which the model explains held-out rows best, by maximum "
+                "pseudo-likelihood, where 1 is the temperature of the training; bands are 95 % "
+                "intervals over the rows, of the first seed. Above 1 the couplings are too strong "
+                "for the data, below 1 too weak."
+            ),
+        )
+    ]
 
 
 def reading_section(exact: bool) -> Section:

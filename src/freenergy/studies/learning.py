@@ -18,17 +18,14 @@ import numpy as np
 import torch
 from scipy.stats import t as student_t
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
 from sklearn.utils.multiclass import type_of_target
 
 from freenergy.data import Dataset
-from freenergy.estimators.validation import check_finite, check_range
 from freenergy.files import write_atomically
-from freenergy.inference import gibbs
-from freenergy.models import RBM
 from freenergy.progress import Reporter
-from freenergy.random import RandomStream
-from freenergy.thermodynamics import RBMMonitor
+from freenergy.studies.assessment import Assessment, assess
+from freenergy.studies.results import MethodResult, describe, filters, samples, split_held_out
+from freenergy.thermodynamics import RBMMonitor, TemperatureMonitor
 from freenergy.training import (
     RunConfig,
     RunDirectory,
@@ -38,23 +35,21 @@ from freenergy.training import (
     load_model,
 )
 from freenergy.training.run import versions
+from freenergy.training.trainer import Monitor
 
 __all__ = [
     "METHODS",
     "LearningSettings",
     "LearningStudy",
-    "MethodResult",
-    "describe",
-    "filters",
+    "read_assessment",
     "read_learning",
     "run_learning",
-    "samples",
-    "split_held_out",
 ]
 
 METHODS: dict[str, dict[str, Any]] = {
     "CD": {"method": "cd", "n_steps": 1},
     "PCD": {"method": "pcd", "n_steps": 1},
+    "PTT": {"method": "ptt", "n_steps": 1},
     "EMF (naive)": {"method": "emf", "mean_field_order": 1, "n_steps": 3},
     "EMF (TAP2)": {"method": "emf", "mean_field_order": 2, "n_steps": 3},
     "EMF (TAP3)": {"method": "emf", "mean_field_order": 3, "n_steps": 3},
@@ -78,6 +73,10 @@ class LearningSettings:
     seeds : tuple of int
     methods : tuple of str
         Names from :data:`METHODS`.
+    assessed : tuple of str
+        Methods whose first seed is assessed by every means.
+    time_budget : float
+        Seconds for each slow part of an assessment.
     """
 
     n_hidden: int = 16
@@ -87,6 +86,8 @@ class LearningSettings:
     learning_rate_decay: float = 0.05
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     methods: tuple[str, ...] = tuple(METHODS)
+    assessed: tuple[str, ...] = ("PCD", "PTT", "EMF (TAP2)")
+    time_budget: float = 60.0
 
     @classmethod
     def for_data(cls, dataset: Dataset) -> LearningSettings:
@@ -100,48 +101,9 @@ class LearningSettings:
             learning_rate=0.05,
             learning_rate_decay=0.1,
             seeds=(0,),
-            methods=("CD", "PCD", "EMF (TAP2)"),
+            methods=("CD", "PCD", "PTT", "EMF (TAP2)"),
+            assessed=("PCD", "PTT"),
         )
-
-
-@dataclass(frozen=True)
-class MethodResult:
-    """What one method gave, over its seeds.
-
-    Attributes
-    ----------
-    name : str
-    histories : list of list of dict
-        The training records of each seed.
-    accuracy : float or None
-        Held-out accuracy of logistic regression on the hidden activations of the first seed.
-    filters : ndarray of shape (n, n_visible)
-        Weights of some hidden units of the first seed.
-    samples : ndarray of shape (n, n_visible)
-        States of chains of the first seed's model, long after a random start.
-    """
-
-    name: str
-    histories: list[list[dict[str, Any]]]
-    accuracy: float | None
-    filters: np.ndarray
-    samples: np.ndarray
-
-    def final(self, key: str) -> np.ndarray:
-        """The last reading of a quantity, one value for each seed."""
-        return np.array([history[-1].get(key, math.nan) for history in self.histories])
-
-    def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """Epochs, and the readings of a quantity: shape (n_seeds, n_readings)."""
-        first = self.histories[0]
-        epochs = [record["epoch"] for record in first if key in record]
-        values = [[record[key] for record in h if key in record] for h in self.histories]
-        return np.array(epochs), np.array(values)
-
-    @property
-    def seconds(self) -> float:
-        """Time of training, without readings, mean over seeds."""
-        return float(np.mean([sum(r["seconds"] for r in h) for h in self.histories]))
 
 
 @dataclass(frozen=True)
@@ -207,29 +169,6 @@ class _Plan:
         return json.dumps({**dataclasses.asdict(self), **extra}, indent=2) + "\n"
 
 
-def split_held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to learn from, and held-out rows: the test set, or a fifth of the rows without one.
-
-    Raises
-    ------
-    ValueError
-        When there are fewer than ten rows, or values that 0/1 units cannot take.
-    """
-    if len(dataset.x_train) < 10:
-        raise ValueError(
-            f"{dataset.name} has {len(dataset.x_train)} rows; at least 10 are needed to hold some "
-            "out"
-        )
-    for part in (dataset.x_train, dataset.x_test):
-        if part is not None:
-            check_finite(part)
-            check_range(part, 0.0, 1.0)
-    if dataset.x_test is not None:
-        return dataset.x_train, dataset.x_test
-    train, held_out = train_test_split(dataset.x_train, test_size=0.2, random_state=0)
-    return train, held_out
-
-
 def run_learning(
     dataset: Dataset,
     directory: str | os.PathLike[str],
@@ -285,6 +224,9 @@ def run_learning(
     for name in settings.methods:
         for seed in settings.seeds:
             _train_one(name, seed, train, held_out, data, directory, settings, reporter, command)
+    for name in settings.methods:
+        if name in settings.assessed:
+            _assess_one(name, train, held_out, directory, settings, reporter)
     accuracies = _accuracies(dataset, directory, settings, reporter)
     write_atomically(directory / "accuracy.json", json.dumps(accuracies, indent=2) + "\n")
     return read_learning(directory)
@@ -352,26 +294,58 @@ def _train_one(
     if not run.config_path.exists():
         run = RunDirectory.create(path, config)
     rows = as_rows(train, torch.empty(0))
-    monitor = RBMMonitor(torch.from_numpy(train), torch.from_numpy(held_out))
+    monitors: list[Monitor] = [RBMMonitor(torch.from_numpy(train), torch.from_numpy(held_out))]
+    if seed == settings.seeds[0]:
+        monitors.append(TemperatureMonitor(torch.from_numpy(held_out), n_rows=500))
     every = max(1, settings.n_epochs // _N_READINGS)
-    trainer = config.build(rows, (monitor,), monitor_every=every)
+    trainer = config.build(rows, tuple(monitors), monitor_every=every)
     run.restore(trainer)
     label = f"{name}, seed {seed}"
     with reporter.task(label, settings.n_epochs, "epochs", trainer.epoch) as advance:
         run.train(trainer, rows, on_epoch=lambda t: advance(1, describe(t.history[-1])))
 
 
-def describe(record: dict[str, Any]) -> str:
-    """The most telling number of a training record, in words; nothing where none was read."""
-    for key, words in (
-        ("log_likelihood_held_out", "held-out log-likelihood {:.2f}"),
-        ("log_likelihood", "log-likelihood {:.2f}"),
-        ("pseudo_likelihood_held_out", "held-out pseudo-likelihood {:.2f}"),
-        ("pseudo_likelihood", "pseudo-likelihood {:.2f}"),
-    ):
-        if key in record:
-            return words.format(record[key])
-    return ""
+def _assess_one(
+    name: str,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    directory: Path,
+    settings: LearningSettings,
+    reporter: Reporter,
+) -> None:
+    """Assess the first seed of a method, unless that was done."""
+    run = RunDirectory(_run_path(directory, name, settings.seeds[0]))
+    if run.assessment_path.exists():
+        return
+    found = assess(
+        load_model(run.path),
+        torch.from_numpy(train),
+        torch.from_numpy(held_out),
+        n_steps=METHODS[name]["n_steps"],
+        ladder=run.ladder(),
+        chains=run.chains(),
+        time_budget=settings.time_budget,
+        reporter=reporter,
+    )
+    write_atomically(run.assessment_path, found.to_json())
+
+
+def read_assessment(run: RunDirectory) -> Assessment | None:
+    """What :func:`~freenergy.studies.assessment.assess` found of a run; None before.
+
+    Raises
+    ------
+    RunError
+        When the file is damaged.
+    """
+    if not run.assessment_path.exists():
+        return None
+    try:
+        return Assessment.from_json(run.assessment_path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{run.assessment_path} is damaged ({error}); delete it and evaluate again"
+        ) from error
 
 
 def _accuracies(
@@ -447,7 +421,14 @@ def read_learning(directory: str | os.PathLike[str]) -> LearningStudy:
             )
         model = load_model(paths[0])
         methods.append(
-            MethodResult(name, histories, scores.get(name), filters(model), samples(model))
+            MethodResult(
+                name,
+                histories,
+                scores.get(name),
+                filters(model),
+                samples(model),
+                read_assessment(runs[0]),
+            )
         )
     return LearningStudy(
         plan.data,
@@ -458,19 +439,3 @@ def read_learning(directory: str | os.PathLike[str]) -> LearningStudy:
         plan.command,
         scores.get("pixels"),
     )
-
-
-def filters(model: RBM, n: int = 48) -> np.ndarray:
-    """Weights of the ``n`` hidden units with the largest norm, one row each."""
-    weight = model.weight.detach().T
-    order = torch.linalg.vector_norm(weight, dim=1).argsort(descending=True)[:n]
-    return weight[order].cpu().numpy()
-
-
-def samples(model: RBM, beta: float = 1.0, n: int = 48, n_steps: int = 1000) -> np.ndarray:
-    """Probabilities of the upper value of each visible unit in ``n`` chains, long after a start."""
-    state = gibbs(model, n, n_steps, beta=beta, random=RandomStream(0))
-    low, high = min(model.visible.support), max(model.visible.support)
-    with torch.no_grad():
-        mean = model.visible_mean(state.hidden, beta)
-    return ((mean - low) / (high - low)).cpu().numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from freenergy.report import Block, LineChart, Page, Section, Table, Verdict
+from freenergy.studies.assessment_page import assessment_sections
 from freenergy.studies.blocks import (
     FILTERS_NOTE,
     SAMPLES_NOTE,
@@ -13,6 +14,7 @@ from freenergy.studies.blocks import (
     provenance,
     reading_section,
     sample_grid,
+    temperature_sections,
     thermodynamics_section,
 )
 from freenergy.studies.learning import LearningStudy
@@ -34,12 +36,23 @@ def learning_page(study: LearningStudy) -> Page:
         sections=[
             _summary(study),
             _likelihood(study),
+            *_assessments(study),
+            *temperature_sections(*study.methods),
             *map(thermodynamics_section, study.methods),
             *_pictures(study),
             reading_section(study.exact),
         ],
         provenance=provenance(study.data, study.versions, study.command, study.settings.seeds),
     )
+
+
+def _assessments(study: LearningStudy) -> list[Section]:
+    return [
+        section
+        for method in study.methods
+        if method.assessment is not None
+        for section in assessment_sections(method.assessment, method.name)
+    ]
 
 
 def verdict(study: LearningStudy) -> Verdict:

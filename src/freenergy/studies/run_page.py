@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from freenergy.models import RBM
-from freenergy.report import Block, LineChart, Page, Section, Table, Verdict
+from freenergy.report import Block, LineChart, Page, Section, Table, Text, Verdict
+from freenergy.studies.assessment import Assessment
+from freenergy.studies.assessment_page import assessment_sections, reason_words
 from freenergy.studies.blocks import (
     FILTERS_NOTE,
     SAMPLES_NOTE,
@@ -15,9 +17,10 @@ from freenergy.studies.blocks import (
     provenance,
     reading_section,
     sample_grid,
+    temperature_sections,
     thermodynamics_section,
 )
-from freenergy.studies.learning import MethodResult, filters, samples
+from freenergy.studies.results import MethodResult, filters, samples
 from freenergy.training import RunConfig
 
 __all__ = ["run_page"]
@@ -28,6 +31,9 @@ def run_page(
     history: list[dict[str, Any]],
     model: RBM,
     image_shape: Sequence[int] | None = None,
+    *,
+    assessment: Assessment | None = None,
+    certificate: dict[str, Any] | None = None,
 ) -> Page:
     """Compose the report of one training run."""
     options = config.options
@@ -48,6 +54,15 @@ def run_page(
     ):
         charts.append(LineChart(title, "epoch", label, band(name, method, key)))
     sections = [Section("How learning goes", charts), thermodynamics_section(method)]
+    sections += temperature_sections(method)
+    if assessment is not None:
+        sections += assessment_sections(assessment)
+    if certificate is not None:
+        words = [
+            f"**The chains are {certificate['label']}.** {reason_words(certificate)}",
+            str(certificate["advice"]),
+        ]
+        sections.append(Section("Were the chains in equilibrium?", [Text(words)]))
     pictures = filter_grid(method, image_shape) + sample_grid(method, image_shape)
     if pictures:
         sections.append(Section("What was learned", pictures, f"{FILTERS_NOTE} {SAMPLES_NOTE}"))

@@ -4,6 +4,7 @@
 ``run.json``            configuration, versions, seed and command
 ``model.safetensors``   parameters and all that the next update depends on; after every epoch
 ``metrics.jsonl``       one line of numbers for each epoch
+``assessment.json``     how good the model is, where that was measured
 ``report.html``         the page that ``freenergy report`` writes
 ======================  ==========================================================================
 """
@@ -22,16 +23,19 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.utils import skip_init
 
 from freenergy._version import __version__
 from freenergy.files import write_atomically
+from freenergy.inference import Ladder
 from freenergy.models import RBM, get_unit
 from freenergy.random import RandomStream
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from freenergy.training.options import TrainingOptions, check_whole
 from freenergy.training.rows import Rows
 from freenergy.training.trainer import Monitor, Trainer, initialize
+from freenergy.training.trajectory import ladder_of
 
 __all__ = ["RunConfig", "RunDirectory", "RunError", "load_model", "versions"]
 
@@ -171,6 +175,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def assessment_path(self) -> Path:
+        """How good the model is, as far as that was measured."""
+        return self.path / "assessment.json"
+
+    @property
     def report_path(self) -> Path:
         """The page about the run."""
         return self.path / "report.html"
@@ -265,6 +274,30 @@ class RunDirectory:
                 on_epoch(trainer)
 
         trainer.fit(rows, on_epoch=after_epoch, **hooks)
+
+    def ladder(self) -> Ladder | None:
+        """The models that training passed through, the last one on top; None where none are kept.
+
+        Only ``method="ptt"`` keeps them.
+        """
+        tensors, _ = load_checkpoint(self.checkpoint_path)
+        if "gradient.ladder_weight" not in tensors:
+            return None
+        model = load_model(self.path)
+        state = {name.removeprefix("gradient."): t for name, t in tensors.items()}
+        ladder = ladder_of(state, model)
+        ladder.set_top(model, self.config().options.beta)
+        return ladder
+
+    def chains(self) -> Tensor | None:
+        """Hidden states of the persistent chains of the training; None where there are none."""
+        tensors, _ = load_checkpoint(self.checkpoint_path)
+        return tensors.get("gradient.chain")
+
+    def certificate(self) -> dict[str, Any] | None:
+        """The certificate of equilibrium of the stored model; None where none was made."""
+        _, values = load_checkpoint(self.checkpoint_path)
+        return values.get("certificate")
 
     def history(self) -> list[dict[str, Any]]:
         """The records of the epochs so far."""

@@ -83,6 +83,8 @@ class Trainer:
         Epochs completed.
     history : list of dict
         One record for each completed epoch.
+    certificate : dict or None
+        Of the equilibrium of the chains at this epoch, where one was made; stored with the state.
 
     Examples
     --------
@@ -128,6 +130,7 @@ class Trainer:
         )
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
+        self.certificate: dict[str, Any] | None = None
 
     def fit(
         self,
@@ -196,6 +199,7 @@ class Trainer:
             )
         trained = time.perf_counter() - begin
         self.epoch += 1
+        self.certificate = None
         record: dict[str, Any] = {"epoch": self.epoch, "learning_rate": rate, "seconds": trained}
         if self.epoch % self.monitor_every == 0 or self.epoch == options.n_epochs:
             record |= self.gradient.measure()
@@ -231,6 +235,7 @@ class Trainer:
             "options": self.options.to_dict(),
             "epoch": self.epoch,
             "history": list(self.history),
+            "certificate": self.certificate,
             "random": self.random.state(),
             "order": self.order.state(),
         }
@@ -249,6 +254,7 @@ class Trainer:
             self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.epoch = meta["epoch"]
         self.history = list(meta["history"])
+        self.certificate = meta.get("certificate")
         self.random.restore(meta["random"])
         self.order.restore(meta["order"])
 
