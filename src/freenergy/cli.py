@@ -28,7 +28,7 @@ from freenergy.progress import Reporter
 from freenergy.random import RandomStream
 from freenergy.report import write
 from freenergy.studies.assessment import Assessment, assess, certify_run
-from freenergy.studies.assessment_page import verdict_words
+from freenergy.studies.assessment_page import advice_words, state_words, verdict_words
 from freenergy.studies.learning import (
     LearningSettings,
     read_assessment,
@@ -281,7 +281,8 @@ def _certify(
         trainer.certificate = certificate.to_dict()
         run.save(trainer)
     if trainer.certificate is not None:
-        reporter.line(f"chains: {trainer.certificate['label']}. {trainer.certificate['advice']}")
+        words = trainer.certificate
+        reporter.line(f"the chains are {state_words(words)}. {advice_words(words)}")
 
 
 def _refuse_changes(context: typer.Context) -> None:

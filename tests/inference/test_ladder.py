@@ -66,9 +66,6 @@ def test_beta_times_the_free_energy_at_one_is_another_model(rbm, table):
     assert np.abs(found - reference.log_marginal).max() < 1e-10
 
 
-@pytest.mark.xfail(
-    strict=True, reason="temperature_ladder rounds β to single precision on its way to the rungs"
-)
 def test_a_temperature_is_not_rounded_more_than_the_model_is(rbm):
     """0.3 in single precision is 1.2e-8 off, and ln Z with it, where exact sums hold 1e-13."""
     model = rbm(6, 4, scale=2.0)
@@ -299,14 +296,12 @@ def test_an_appended_model_must_have_the_size_of_the_ladder(rbm):
         Ladder.of([rbm(5, 3)]).append(rbm(5, 4))
 
 
-@pytest.mark.xfail(strict=True, reason="append does not compare the types of the units")
 def test_an_appended_model_must_have_the_units_of_the_ladder(rbm):
     """A spin model read as one of 0/1 units has another partition function."""
     with pytest.raises(ValueError, match="same types of units"):
         Ladder.of([rbm(5, 3)]).append(rbm(5, 3, hidden="spin"))
 
 
-@pytest.mark.xfail(strict=True, reason="positions beyond the ends extrapolate in silence")
 @pytest.mark.parametrize("position", [-0.1, 1.1])
 def test_positions_beyond_the_ends_are_refused(rbm, position):
     with pytest.raises(ValueError, match="position"):

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 
 from freenergy.inference.annealing import sample_base
 from freenergy.inference.ladder import Ladder, temperature_ladder
-from freenergy.inference.tempering import Tempering, adapt_ladder, estimate, temper
+from freenergy.inference.tempering import Exchange, Tempering, adapt_ladder, estimate, temper
 from freenergy.random import RandomStream
 
 RULES = pytest.mark.parametrize("rule", ["free_energy", "energy"])
@@ -452,6 +452,32 @@ def test_the_drift_is_of_the_order_of_one_in_equilibrium_and_large_out_of_it(rbm
     betas = [0.0, 0.1, 0.4, 1.0]
     frozen = Tempering(temperature_ladder(model, betas), -torch.ones(4, 400, 6), RandomStream(0))
     assert estimate(temper(frozen, 16), 4, 0.0).drift > 4
+
+
+def test_the_drift_is_seen_against_systems_that_differ_but_move_alike():
+    """Slow systems keep their differences in both halves: these are no error of the change."""
+    rng = np.random.default_rng(0)
+    level, move = 3 * rng.normal(size=50), 1 + 0.1 * rng.normal(size=50)
+    exchanges = []
+    for i in range(8):
+        work = torch.from_numpy(level + (move if i >= 4 else 0.0))[None]
+        exchanges.append(Exchange(slice(0, 1), work + 0.5, 0.5 - work))
+    # One apart, against an error of 0.1 / √50; the spread of the systems would allow for 0.6.
+    assert estimate(exchanges, 2, 0.0).drift > 20
+
+
+def test_systems_that_keep_to_their_valleys_are_told_by_the_works(rbm, table):
+    """R-hat is 1 where all systems see the same, and large where each sees its own."""
+    assert estimates(table, unrelated(rbm), 1, 100, 200)[0].r_hat < 1.1
+    model = rbm(6, 4, visible="spin", hidden="spin", scale=0.0, bias=0.0)
+    with torch.no_grad():
+        model.weight.fill_(1.5)
+        model.visible_bias.fill_(0.2)
+    ladder = temperature_ladder(model, [0.95, 1.0])
+    start = torch.ones(2, 100, 6, dtype=torch.float64)
+    start[:, ::2] = -1
+    apart = Tempering(ladder, start, RandomStream(0))
+    assert estimate(temper(apart, 200), 2, 0.0).r_hat > 1.5
 
 
 @pytest.mark.parametrize("n_rounds", [2, 3])

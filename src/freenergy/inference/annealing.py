@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -45,7 +46,8 @@ def anneal(
     ----------
     ladder : Ladder
     positions : sequence of float
-        From 0, the first rung, to ``len(ladder) - 1``, the last; rising or falling.
+        From 0, the first rung, to ``len(ladder) - 1``, the last; rising or falling. A step that
+        would pass a rung stops there.
     visible : Tensor of shape (n_chains, n_visible)
         Samples of the model at the first of the positions.
     random : RandomStream
@@ -58,6 +60,7 @@ def anneal(
     visible : Tensor of shape (n_chains, n_visible)
         The chains at the last position but one: the last step is work alone.
     """
+    positions = _stopping_at_rungs(positions)
     place = _Place(ladder)
     work = np.zeros(len(visible))
     visible = visible.to(ladder.weight)
@@ -75,6 +78,16 @@ def anneal(
         if step < len(positions) - 1:
             visible = place.step(fields, stop, random)
     return work, visible
+
+
+def _stopping_at_rungs(positions: Sequence[float] | Array) -> list[float]:
+    """The positions, with every rung between two of them."""
+    path = [float(positions[0])]
+    for stop in map(float, positions[1:]):
+        low, high = sorted((path[-1], stop))
+        between = [float(rung) for rung in range(math.floor(low) + 1, math.ceil(high))]
+        path += (between if stop > path[-1] else between[::-1]) + [stop]
+    return path
 
 
 class _Place:

@@ -99,6 +99,8 @@ class Ladder:
 
     def append(self, model: RBM, beta: float = 1.0) -> Ladder:
         """A new ladder with a copy of a model as one more rung."""
+        if (model.visible, model.hidden) != (self.visible, self.hidden):
+            raise ValueError("the models of a ladder must have the same types of units")
         top = Ladder.of([model], beta)
         return Ladder(
             torch.cat([self.weight, top.weight]),
@@ -122,7 +124,14 @@ class Ladder:
         ----------
         positions : sequence of float
             From 0 to ``len(self) - 1``; the parameters are interpolated linearly.
+
+        Raises
+        ------
+        ValueError
+            When a position lies beyond the ends.
         """
+        if not all(0 <= position <= len(self) - 1 for position in positions):
+            raise ValueError(f"every position must lie in [0, {len(self) - 1}]")
         place = torch.as_tensor(np.asarray(positions, dtype=float), device=self.weight.device)
         low = place.floor().long().clamp(0, max(0, len(self) - 2))
         share = (place - low).to(self.weight)
@@ -224,7 +233,7 @@ def temperature_ladder(model: RBM, betas: Sequence[float] | np.ndarray) -> Ladde
     if not betas or not all(math.isfinite(beta) and beta >= 0 for beta in betas):
         raise ValueError(f"betas must be finite and not negative, got {betas}")
     weight = model.weight.detach()
-    scale = torch.tensor(betas).to(weight)[:, None]
+    scale = torch.tensor(betas, dtype=torch.float64).to(weight)[:, None]
     return Ladder(
         scale[:, :, None] * weight,
         scale * model.visible_bias.detach(),

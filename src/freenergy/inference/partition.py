@@ -35,9 +35,10 @@ Array = NDArray[np.float64]
 
 METHODS = ("auto", "exact", "tap", "ais", "reverse_ais", "bar", "ptt")
 
-_MIN_OVERLAP = 0.02
-_MIN_ARRIVALS = 4.0
-_MAX_DRIFT = 4.0
+MIN_OVERLAP = 0.02
+MIN_ARRIVALS = 4.0
+MAX_DRIFT = 4.0
+MAX_R_HAT = 1.2
 _MIN_SHARE = 0.05
 _MIN_SAMPLES = 20.0
 _MAX_TEMPERATURES = 2**16
@@ -72,7 +73,8 @@ class LogPartition:
         latter with its sign changed, so that both are estimates of the same difference),
         ``forward`` and ``backward`` (the two ends), ``effective_samples``, ``n_temperatures``,
         ``acceptance`` (of neighbours on the ladder), ``arrivals`` and ``arrival_time`` (of
-        replicas that climbed it), ``drift``, ``n_rounds``, ``orders`` (of mean field), ``seconds``.
+        replicas that climbed it), ``drift``,
+        ``r_hat``, ``n_rounds``, ``orders`` (of mean field), ``seconds``.
     """
 
     value: float
@@ -327,7 +329,11 @@ def _climb(request: _Request, ladder: Ladder, width: float) -> _Climb:
         used = kept[len(kept) // 10 * 2 :]
         found = estimate(used, len(system.ladder), base)
         error = float(found.stderr[-1])
-        enough = system.arrivals.mean() >= 2 * _MIN_ARRIVALS and found.drift < _MAX_DRIFT
+        enough = (
+            system.arrivals.mean() >= 2 * MIN_ARRIVALS
+            and found.drift < MAX_DRIFT
+            and found.r_hat < MAX_R_HAT
+        )
         late = time.monotonic() > request.deadline
         if (enough and 4.5 * error <= width) or late or system.n_rounds >= 2**17:
             break
@@ -343,16 +349,22 @@ def _climb(request: _Request, ladder: Ladder, width: float) -> _Climb:
         "arrivals": arrivals,
         "arrival_time": system.arrival_time,
         "drift": found.drift,
+        "r_hat": found.r_hat,
     }
     reasons = []
-    if float(found.overlap.min()) < _MIN_OVERLAP:
+    if float(found.overlap.min()) < MIN_OVERLAP:
         reasons.append("neighbours on the ladder hardly exchange: it has a gap")
-    if arrivals < _MIN_ARRIVALS:
+    if arrivals < MIN_ARRIVALS:
         reasons.append(
             f"only {arrivals:.2g} states per chain came up the ladder: the chains "
             "did not reach equilibrium; raise time_budget, or train with method='ptt'"
         )
-    if not found.drift < _MAX_DRIFT:
+    if not found.r_hat < MAX_R_HAT:
+        reasons.append(
+            f"the systems stay in different valleys (R-hat {found.r_hat:.2g}): the chains did not "
+            "reach equilibrium; raise time_budget"
+        )
+    if not found.drift < MAX_DRIFT:
         reasons.append("the estimate drifts: the chains did not reach equilibrium")
     return _Climb(system, float(found.log_partition[-1]), error, reasons, diagnostics)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from freenergy.inference.annealing import divide, length_profile, sample_base
 from freenergy.inference.bridge import bennett, standard_error
+from freenergy.inference.equilibrium import split_r_hat
 from freenergy.inference.ladder import Ladder
 from freenergy.random import RandomStream
 
@@ -142,6 +143,28 @@ class Tempering:
         for counts in (self.attempts, self.accepts, self.arrivals):
             counts *= share
 
+    @property
+    def hidden_field(self) -> Tensor:
+        """Fields on the hidden units of every rung, (n_rungs, n_systems, n_hidden)."""
+        return self._field
+
+    def take_over(self, other: Tempering, rungs: NDArray[np.int64], n_pairs: int) -> None:
+        """Go on counting where another ladder of as many systems stopped.
+
+        Parameters
+        ----------
+        other : Tempering
+        rungs : ndarray of int, shape (n_rungs,)
+            The rung of the other whose replicas each rung has now.
+        n_pairs : int
+            Pairs of neighbours, from the first on, that are the same.
+        """
+        self.n_rounds, self.rounds_counted = other.n_rounds, other.rounds_counted
+        self.arrivals = other.arrivals
+        self.attempts[:n_pairs] = other.attempts[:n_pairs]
+        self.accepts[:n_pairs] = other.accepts[:n_pairs]
+        self.from_base = other.from_base[rungs]
+
     @torch.no_grad()
     def place_top(self, visible: Tensor) -> None:
         """Put other states on the last rung (or the same, after its parameters changed)."""
@@ -231,12 +254,16 @@ class LadderEstimate:
     drift : float
         Change of the last log-partition function from the first to the second half of the rounds,
         in standard errors of such a change.
+    r_hat : float
+        Largest potential scale reduction over the rungs' works: whether all systems visit the same
+        states (1), or some stay in valleys of their own (more).
     """
 
     log_partition: Array
     influence: Array
     overlap: Array
     drift: float
+    r_hat: float
 
     @property
     def stderr(self) -> Array:
@@ -272,7 +299,17 @@ def estimate(
         -np.concatenate([zero, np.cumsum(influence, axis=0)]),
         overlap,
         drift,
+        max(map(split_r_hat, _backward_works(exchanges, n_rungs))),
     )
+
+
+def _backward_works(exchanges: Sequence[Exchange], n_rungs: int) -> list[Array]:
+    """For each pair of neighbours the works at the upper one, (n_systems, n_records)."""
+    works: list[list[Array]] = [[] for _ in range(n_rungs - 1)]
+    for exchange in exchanges:
+        for i, pair in enumerate(range(n_rungs - 1)[exchange.lower]):
+            works[pair].append(exchange.backward[i].double().cpu().numpy())
+    return [np.array(records).T for records in works]
 
 
 def _bridge(exchanges: Sequence[Exchange], n_rungs: int) -> tuple[Array, Array, Array]:

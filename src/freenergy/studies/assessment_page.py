@@ -17,7 +17,13 @@ from freenergy.report import (
 )
 from freenergy.studies.assessment import Assessment, Estimate
 
-__all__ = ["assessment_sections", "reason_words", "verdict_words"]
+__all__ = [
+    "advice_words",
+    "assessment_sections",
+    "reason_words",
+    "state_words",
+    "verdict_words",
+]
 
 
 def assessment_sections(assessment: Assessment, name: str = "") -> list[Section]:
@@ -40,7 +46,7 @@ def assessment_sections(assessment: Assessment, name: str = "") -> list[Section]
 def verdict_words(assessment: Assessment) -> str:
     """One paragraph that follows from the numbers alone."""
     best = assessment.best
-    label = assessment.certificate.get("label", "")
+    label = state_words(assessment.certificate)
     if best is None:
         reasons = sorted({r for e in assessment.estimates for r in e.reasons if _sampled(e)})
         return (
@@ -222,6 +228,17 @@ def _temperature_words(assessment: Assessment) -> str:
     )
 
 
+def state_words(certificate: dict[str, Any]) -> str:
+    """Where the chains are, to follow "the chains are"."""
+    label = str(certificate["label"])
+    return f"in {label}" if label == "equilibrium" else label
+
+
+def advice_words(certificate: dict[str, Any]) -> str:
+    """What follows from a certificate."""
+    return f"What to do: {certificate['advice']}"
+
+
 def reason_words(certificate: dict[str, Any]) -> str:
     """The numbers of a certificate of equilibrium, in a sentence."""
     c = certificate
@@ -239,4 +256,4 @@ def _number(value: float | None) -> str:
 
 def _certificate(assessment: Assessment) -> list[str]:
     c = assessment.certificate
-    return [f"**The chains are {c['label']}.** {reason_words(c)}", str(c["advice"])]
+    return [f"**The chains are {state_words(c)}.** {reason_words(c)}", advice_words(c)]

@@ -8,7 +8,12 @@ from typing import Any
 from freenergy.models import RBM
 from freenergy.report import Block, LineChart, Page, Section, Table, Text, Verdict
 from freenergy.studies.assessment import Assessment
-from freenergy.studies.assessment_page import assessment_sections, reason_words
+from freenergy.studies.assessment_page import (
+    advice_words,
+    assessment_sections,
+    reason_words,
+    state_words,
+)
 from freenergy.studies.blocks import (
     FILTERS_NOTE,
     SAMPLES_NOTE,
@@ -59,8 +64,8 @@ def run_page(
         sections += assessment_sections(assessment)
     if certificate is not None:
         words = [
-            f"**The chains are {certificate['label']}.** {reason_words(certificate)}",
-            str(certificate["advice"]),
+            f"**The chains are {state_words(certificate)}.** {reason_words(certificate)}",
+            advice_words(certificate),
         ]
         sections.append(Section("Were the chains in equilibrium?", [Text(words)]))
     pictures = filter_grid(method, image_shape) + sample_grid(method, image_shape)

@@ -25,7 +25,7 @@ from freenergy.inference import exact, is_enumerable
 from freenergy.inference.annealing import length_profile, sample_base
 from freenergy.inference.bridge import standard_error
 from freenergy.inference.ladder import temperature_ladder
-from freenergy.inference.partition import _MAX_DRIFT, _MIN_ARRIVALS, _MIN_OVERLAP
+from freenergy.inference.partition import MAX_DRIFT, MAX_R_HAT, MIN_ARRIVALS, MIN_OVERLAP
 from freenergy.inference.tempering import Exchange, Tempering, estimate, temper
 from freenergy.models import RBM
 from freenergy.random import RandomStream
@@ -381,6 +381,7 @@ class _Found:
     table: Array
     overlap: float
     drift: float
+    r_hat: float
 
     @property
     def entropy_stderr(self) -> float:
@@ -430,7 +431,11 @@ class _Simulation:
         while True:
             self._run(n_rounds, deadline)
             found = self._evaluate()
-            enough = self.system.arrivals.mean() >= 2 * _MIN_ARRIVALS and found.drift < _MAX_DRIFT
+            enough = (
+                self.system.arrivals.mean() >= 2 * MIN_ARRIVALS
+                and found.drift < MAX_DRIFT
+                and found.r_hat < MAX_R_HAT
+            )
             late = time.monotonic() > deadline or self.system.n_rounds >= _MAX_ROUNDS
             if (enough and found.entropy_stderr <= tolerance) or late:
                 return found
@@ -477,7 +482,7 @@ class _Simulation:
         The hidden units are averaged out. The energies are not multiplied by beta.
         """
         unit, bias = self.model.hidden, self.model.visible_bias
-        fields, states = self.system._field[self.asked], self.system.visible[self.asked]
+        fields, states = self.system.hidden_field[self.asked], self.system.visible[self.asked]
         local = fields / torch.as_tensor(self.betas).to(fields)[:, None, None]
         energy = -(states @ bias) - (unit.mean(fields) * local).sum(-1)
         variance = (unit.variance(fields) * local**2).sum(-1)
@@ -502,7 +507,7 @@ class _Simulation:
             moments.mean(0),
             n_states,
         )
-        return _Found(table, float(bridge.overlap.min()), drift)
+        return _Found(table, float(bridge.overlap.min()), drift, bridge.r_hat)
 
     def _table(self, log_z: Array, response: Array, moments: Array, n_states: int) -> Array:
         """Values and errors from each system's response in ln Z and its moments of the energy.
@@ -609,9 +614,9 @@ def _doubts(simulation: _Simulation, found: _Found, tolerance: float) -> list[st
     """What speaks against the results: the checks of :func:`log_partition`, at all rungs."""
     reasons = []
     arrivals = float(simulation.system.arrivals.mean())
-    if found.overlap < _MIN_OVERLAP:
+    if found.overlap < MIN_OVERLAP:
         reasons.append("neighbours on the ladder hardly exchange: it has a gap; raise time_budget")
-    if arrivals < _MIN_ARRIVALS:
+    if arrivals < MIN_ARRIVALS:
         reasons.append(
             f"only {arrivals:.2g} states per chain came up the ladder: the chains did not reach "
             "equilibrium; raise time_budget or lower the largest beta"
@@ -621,7 +626,12 @@ def _doubts(simulation: _Simulation, found: _Found, tolerance: float) -> list[st
             f"time was up after {simulation.system.n_rounds} rounds, too few to tell whether the "
             "chains reached equilibrium; raise time_budget"
         )
-    if not found.drift < _MAX_DRIFT:
+    if not found.r_hat < MAX_R_HAT:
+        reasons.append(
+            f"the systems stay in different valleys (R-hat {found.r_hat:.2g}): the chains did not "
+            "reach equilibrium"
+        )
+    if not found.drift < MAX_DRIFT:
         reasons.append("the estimates drift: the chains did not reach equilibrium")
     if not found.entropy_stderr <= tolerance:
         reasons.append(

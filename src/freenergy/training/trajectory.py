@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freenergy.inference.bridge import bennett, standard_error
+from freenergy.inference.bridge import FreeEnergyDifference, bennett, standard_error
 from freenergy.inference.ladder import Ladder, independent_model
 from freenergy.inference.tempering import Exchange, Tempering
 from freenergy.models import RBM
@@ -36,10 +36,19 @@ _DIVERGENCE = 2.0
 """Symmetric Kullback-Leibler divergence of neighbours, in nats, beyond which a gap is filled."""
 _MEMORY = 0.5
 """Weight of the past in the running acceptance, for each round of exchanges."""
-_FORGET = 0.7
-"""Weight of the rounds before, after each epoch."""
+_FORGET = 0.98
+"""Weight of the past in what is counted on the ladder, for each round."""
+_MIN_CHAINS = 40
+"""Chains below which the running acceptance is taken over more rounds."""
 _MEASURE_STEPS = 10
 """Gibbs steps from which the last rung of the ladder is compared with the current model."""
+
+
+def _bennett(works: list[tuple[Tensor, Tensor]]) -> FreeEnergyDifference:
+    forward, backward = (
+        np.array([pair[i].double().cpu().numpy() for pair in works]) for i in (0, 1)
+    )
+    return bennett(forward, backward)
 
 
 def ladder_of(state: dict[str, Tensor], like: RBM) -> Ladder:
@@ -88,8 +97,10 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
     @property
     def period(self) -> int:
         """Updates between two rounds on the ladder, so that they cost a fixed share."""
-        update = 3 + 2 * self.options.n_steps * self.options.chains / self.options.batch_size
-        climb = 3 * len(self._system.ladder) * self.options.chains / self.options.batch_size
+        # In products of as many rows as a batch has.
+        chains = self.options.chains / self.options.batch_size
+        update = 2 + (2 * self.options.n_steps + 1) * chains
+        climb = (3 * len(self._system.ladder) + 2) * chains
         return max(1, math.ceil(climb / (_SHARE * update)))
 
     @torch.no_grad()
@@ -104,40 +115,47 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         system, model, beta = self._system, self.model, self.options.beta
         system.ladder.set_top(model, beta)
         system.place_top(model.sample_visible(self.chain, self.random, beta))
+        # The ladder grows and its new rungs are not at rest yet: old rounds count less and less.
+        system.forget(_FORGET)
         exchange = system.round()
         self._count(exchange)
         self.chain = system.draw_top_hidden()
         n_rungs = len(system.ladder)
         if range(n_rungs - 1)[exchange.lower][-1] == n_rungs - 2:
             accepted = torch.exp(-(exchange.forward[-1] + exchange.backward[-1])).clamp(max=1.0)
-            share = _MEMORY
+            # The fewer chains, the longer the average: a single exchange is a coin.
+            share = max(_MEMORY, 1.0 - system.n_systems / _MIN_CHAINS)
             self._acceptance = share * self._acceptance + (1 - share) * float(accepted.mean())
             if self._acceptance < _ACCEPTANCE:
                 self._freeze()
 
     def _count(self, exchange: Exchange) -> None:
         n_finished = len(self._constant)
+        self._sums *= _FORGET
+        self._rounds *= _FORGET
         for i, pair in enumerate(range(n_finished + 1)[exchange.lower]):
             if pair < n_finished:
-                constant = self._constant[pair]
-                self._sums[0, pair] += torch.sigmoid(constant - exchange.forward[i].double())
-                self._sums[1, pair] += torch.sigmoid(-constant - exchange.backward[i].double())
-                self._rounds[pair] += 1
+                self._add(pair, exchange.forward[i], exchange.backward[i])
+
+    def _add(self, pair: int, forward: Tensor, backward: Tensor) -> None:
+        """Count works between finished rungs, one of each system."""
+        constant = self._constant[pair]
+        self._sums[0, pair] += torch.sigmoid(constant - forward.double())
+        self._sums[1, pair] += torch.sigmoid(-constant - backward.double())
+        self._rounds[pair] += 1
 
     def _freeze(self) -> None:
         """Make the current model a rung of the ladder, with others below it across a wide gap."""
-        forward, backward = self._works()
         system, old = self._system, len(self._system.ladder)
+        works = self._works(old - 2, system.visible[old - 2 :], self.random)
         # For works of Gaussian spread the exchange of neighbours whose divergence is J succeeds
         # with probability erfc(√J / 2); J grows with the square of the distance.
-        divergence = float(forward.mean() + backward.mean())
+        divergence = float(np.mean([float(f.mean() + b.mean()) for f, b in works]))
         n_steps = max(1, math.ceil(math.sqrt(max(0.0, divergence) / _DIVERGENCE)))
         gap = np.linspace(old - 2.0, old - 1.0, n_steps + 1)
         positions = np.concatenate([np.arange(old - 1.0), gap[1:], [old - 1.0]])
         nearest = np.rint(positions).astype(int)
         counts = self._constant, self._sums, self._rounds
-        n_rounds, n_counted, arrivals = system.n_rounds, system.rounds_counted, system.arrivals
-        attempts, accepts, from_base = system.attempts, system.accepts, system.from_base
         self._build(system.ladder.at(positions), system.visible[nearest])
         n = old - 2
         self._constant[:n], self._sums[:, :n], self._rounds[:n] = (
@@ -145,58 +163,50 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
             counts[1],
             counts[2],
         )
-        system = self._system
-        system.n_rounds, system.rounds_counted, system.arrivals = n_rounds, n_counted, arrivals
-        system.attempts[:n], system.accepts[:n] = attempts[:n], accepts[:n]
-        system.from_base = from_base[nearest]
+        self._system.take_over(system, nearest, n)
         for pair in range(n, n + n_steps):
-            self._constant[pair] = bennett(*self._works(pair)).value
+            works = self._works(pair, self._system.visible[pair : pair + 2], self.random)
+            self._constant[pair] = _bennett(works).value
+            for forward, backward in works:
+                self._add(pair, forward, backward)
         self._acceptance = 1.0
 
-    def _works(self, lower: int = -2) -> tuple[np.ndarray, np.ndarray]:
-        """Works between a rung and the next in some Gibbs steps; the last two by default."""
-        rungs = slice(lower, None if lower == -2 else lower + 2)
-        pair = Tempering(self._system.ladder[rungs], self._system.visible[rungs], self.random)
-        forward, backward = [], []
-        for _ in range(_MEASURE_STEPS):
-            exchange = pair.round()
-            forward.append(exchange.forward[0].double().cpu().numpy())
-            backward.append(exchange.backward[0].double().cpu().numpy())
-        return np.array(forward), np.array(backward)
+    def _works(
+        self, lower: int, visible: Tensor, random: RandomStream
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Works between a rung and the next, in some Gibbs steps from given states."""
+        pair = Tempering(self._system.ladder[lower : lower + 2], visible, random)
+        exchanges = [pair.round() for _ in range(_MEASURE_STEPS)]
+        return [(exchange.forward[0], exchange.backward[0]) for exchange in exchanges]
 
     @torch.no_grad()
     def measure(self) -> dict[str, Any]:
-        """The log-partition function with its standard error, and how the ladder mixes."""
-        system, model, beta = self._system, self.model, self.options.beta
-        system.ladder.set_top(model, beta)
-        system.place_top(model.sample_visible(self.chain, self.random, beta))
-        top = bennett(*self._works())
-        self.chain = system.draw_top_hidden()
+        """The log-partition function with its standard error, and how the ladder mixes.
+
+        Nothing that training depends on is changed: the draws come from a stream of their own.
+        """
+        system, beta = self._system, self.options.beta
+        random = RandomStream(np.random.SeedSequence([self._updates, 1]), self.model.weight.device)
+        system.ladder.set_top(self.model, beta)
+        visible = torch.stack(
+            [system.visible[-2], self.model.sample_visible(self.chain, random, beta)]
+        )
+        top = _bennett(self._works(len(system.ladder) - 2, visible, random))
         log_z, influence = system.ladder.base_log_partition() - top.value, -top.influence
         for pair in range(len(self._constant)):
             forth, back = (sums[pair].cpu().numpy() for sums in self._sums)
-            if not self._rounds[pair]:
-                # A rung so new that it made no exchange with the one below.
-                log_z -= float(self._constant[pair])
-                continue
             log_z += math.log(forth.mean() / back.mean()) - float(self._constant[pair])
             influence = influence + forth / forth.mean() - back / back.mean()
-        record = {
+        acceptance = system.acceptance
+        return {
             "log_partition": log_z,
             "log_partition_stderr": standard_error(influence),
             "ladder_rungs": len(system.ladder),
-            "exchange_acceptance": float(
-                np.min(system.accepts / np.maximum(system.attempts, 1.0))
-                if system.attempts.all()
-                else math.nan
+            "exchange_acceptance": (
+                float(np.nanmin(acceptance)) if np.isfinite(acceptance).any() else math.nan
             ),
             "arrival_time": system.arrival_time,
         }
-        # Old rounds count less and less: the ladder grows, and new rungs are not at rest yet.
-        system.forget(_FORGET)
-        self._sums *= _FORGET
-        self._rounds *= _FORGET
-        return record
 
     def _persistent_state(self) -> dict[str, Tensor]:
         system = self._system
@@ -207,6 +217,7 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
             "ladder_visible_bias": system.ladder.visible_bias,
             "ladder_hidden_bias": system.ladder.hidden_bias,
             "ladder_visible": system.visible,
+            "ladder_field": system.hidden_field,
             "ladder_constant": self._constant,
             "ladder_sums": self._sums,
             "ladder_rounds": self._rounds,
@@ -233,6 +244,8 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         ):
             target.copy_(state[f"ladder_{name}"])
         system = self._system
+        # Made afresh they could differ in the last bit: products are rounded by their shapes.
+        system.hidden_field.copy_(state["ladder_field"])
         system.from_base = state["ladder_from_base"].cpu().numpy().copy()
         system.arrivals = state["ladder_arrivals"].cpu().numpy().copy()
         system.attempts, system.accepts = state["ladder_counts"].cpu().numpy().copy()
