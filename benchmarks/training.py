@@ -9,6 +9,8 @@ of the ratio within a round, so a machine whose speed drifts does not bend it.
 - *products*: only the matrix products that an update needs, in the form in which they are fastest.
 - *scikit-learn*: ``BernoulliRBM.fit``, which is PCD-1, in single precision as ours, and in double
   precision, which is what it computes in unless the data are float32.
+- *PCD*, for parallel trajectory tempering: our own PCD with as many Gibbs steps for an update. The
+  ladder has 20 rungs, made by training on random batches; a measurement spans three rounds on it.
 - *rbms*: the package's own update (``fit_batch_pcd`` and SGD) on batches drawn as it draws them,
   without the file that its training loop rewrites after each update.
 """
@@ -31,8 +33,9 @@ from sklearn.neural_network import BernoulliRBM as PeerRBM
 from freenergy.models import RBM
 from freenergy.random import RandomStream
 from freenergy.training import Trainer, TrainingOptions, as_rows, initialize
+from freenergy.training.trajectory import TrajectoryTempering
 
-N_VISIBLE, N_HIDDEN = 784, 500
+N_VISIBLE, N_HIDDEN, N_RUNGS = 784, 500, 20
 Contestant = Callable[[], None]
 
 
@@ -43,12 +46,23 @@ def make_rows(batch_size: int, n_batches: int) -> torch.Tensor:
     return (torch.rand(shape, generator=generator) < 0.3).float()
 
 
-def freenergy_epoch(rows: torch.Tensor, **options: object) -> Contestant:
-    """Our training loop over all rows, batches in a new order each time."""
+def make_trainer(rows: torch.Tensor, **options: object) -> Trainer:
+    """A trainer at its start; with a ladder of some length for parallel trajectory tempering."""
     data = as_rows(rows, torch.empty(0))
     model, random = RBM(N_VISIBLE, N_HIDDEN), RandomStream(0)
     initialize(model, data, random)
     trainer = Trainer(model, TrainingOptions(n_epochs=1, **options), random)
+    if isinstance(trainer.gradient, TrajectoryTempering):
+        batch = rows[: trainer.options.batch_size]
+        while len(trainer.gradient.ladder) < N_RUNGS:
+            trainer.update(batch)
+            trainer.gradient.add_rung()
+    return trainer
+
+
+def freenergy_epoch(rows: torch.Tensor, **options: object) -> Contestant:
+    """Our training loop over all rows, batches in a new order each time."""
+    data, trainer = as_rows(rows, torch.empty(0)), make_trainer(rows, **options)
 
     def run() -> None:
         trainer.epoch = 0
@@ -153,6 +167,8 @@ def measure(contestants: dict[str, Contestant], n_updates: int, rounds: int) -> 
 CASES: list[tuple[str, dict[str, object]]] = [
     ("PCD-1", {"method": "pcd", "n_steps": 1}),
     ("PCD-10", {"method": "pcd", "n_steps": 10}),
+    ("PTT-1", {"method": "ptt", "n_steps": 1}),
+    ("PTT-10", {"method": "ptt", "n_steps": 10}),
     ("CD-1", {"method": "cd", "n_steps": 1}),
     ("EMF naive, 3 sweeps", {"method": "emf", "n_steps": 3, "mean_field_order": 1}),
     ("EMF TAP2, 3 sweeps", {"method": "emf", "n_steps": 3, "mean_field_order": 2}),
@@ -165,11 +181,20 @@ def bench_case(
 ) -> dict[str, object]:
     """One row of the table."""
     rows = make_rows(batch_size, n_batches)
+    tempered = options["method"] == "ptt"
+    if tempered:
+        gradient = make_trainer(rows, batch_size=batch_size, **options).gradient
+        assert isinstance(gradient, TrajectoryTempering)
+        n_batches = 3 * gradient.period
+        rows = make_rows(batch_size, n_batches)
     k = int(str(options["n_steps"]))
     contestants = {
         "freenergy": freenergy_epoch(rows, batch_size=batch_size, **options),
         "products": products(rows, batch_size, options),
     }
+    if tempered:
+        as_pcd = options | {"method": "pcd"}
+        contestants["PCD"] = freenergy_epoch(rows, batch_size=batch_size, **as_pcd)
     if options["method"] == "pcd":
         if k == 1:
             for dtype in ("float32", "float64"):
@@ -180,6 +205,9 @@ def bench_case(
     times = measure(contestants, n_batches, rounds)
     row: dict[str, object] = {"case": name, "batch": batch_size}
     row["ms"] = statistics.median(times["freenergy"])
+    if tempered:
+        ratios = zip(times["freenergy"], times["PCD"], strict=True)
+        row["times PCD"] = statistics.median(a / b for a, b in ratios)
     for other in ("products", "scikit-learn float32", "scikit-learn float64", "rbms"):
         if other not in times:
             continue
@@ -196,6 +224,7 @@ COLUMNS = [
     "batch",
     "ms",
     "times products",
+    "times PCD",
     "faster than scikit-learn float32",
     "faster than scikit-learn float64",
     "faster than rbms",

@@ -43,6 +43,8 @@ _MIN_SHARE = 0.05
 _MIN_SAMPLES = 20.0
 _MAX_TEMPERATURES = 2**16
 _TAP_STATES = 64
+_TAP_SWEEPS = 500
+"""Weak couplings, the only ones at which mean field is trusted, need far fewer."""
 _MAX_PLEFKA = 0.5
 
 
@@ -271,7 +273,14 @@ def _tap(request: _Request) -> LogPartition:
     if request.data is not None:
         starts = request.data[:_TAP_STATES]
     states = [
-        landscape(request.model, order, beta=request.beta, starts=starts, random=request.random)
+        landscape(
+            request.model,
+            order,
+            beta=request.beta,
+            starts=starts,
+            random=request.random,
+            max_iter=_TAP_SWEEPS,
+        )
         for order in (1, 2, 3)
     ]
     naive, second, third = (state.log_partition for state in states)

@@ -365,7 +365,7 @@ def _temperatures(
 
 def _landscape(model: RBM, starts: Tensor, beta: float) -> dict[str, float]:
     """The states of second-order mean field that hold the data."""
-    states = landscape(model, 2, beta=beta, starts=starts[:200], max_iter=2000)
+    states = landscape(model, 2, beta=beta, starts=starts[:64], max_iter=1000)
     return {
         "starts": float(states.n_starts),
         "converged": float(states.n_converged),

@@ -127,7 +127,7 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
             share = max(_MEMORY, 1.0 - system.n_systems / _MIN_CHAINS)
             self._acceptance = share * self._acceptance + (1 - share) * float(accepted.mean())
             if self._acceptance < _ACCEPTANCE:
-                self._freeze()
+                self.add_rung()
 
     def _count(self, exchange: Exchange) -> None:
         n_finished = len(self._constant)
@@ -144,7 +144,8 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         self._sums[1, pair] += torch.sigmoid(-constant - backward.double())
         self._rounds[pair] += 1
 
-    def _freeze(self) -> None:
+    @torch.no_grad()
+    def add_rung(self) -> None:
         """Make the current model a rung of the ladder, with others below it across a wide gap."""
         system, old = self._system, len(self._system.ladder)
         works = self._works(old - 2, system.visible[old - 2 :], self.random)
