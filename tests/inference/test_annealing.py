@@ -280,6 +280,14 @@ def test_a_step_that_would_pass_a_rung_stops_there(rbm, table, direction):
     assert abs(error.mean() - 1) < 4 * error.std() / math.sqrt(len(error))
 
 
+def test_rungs_that_are_passed_are_passed_in_order(rbm):
+    ladder = Ladder.of([rbm(7, 4, seed=seed) for seed in range(4)])
+    v, steps = torch.zeros(3, 7, dtype=torch.float64), []
+    for ends in ([0.5, 3.0], [3.0, 0.5]):
+        anneal(ladder, ends, v, RandomStream(0), observe=lambda p, _: steps.append(p))
+    assert steps == [1.0, 2.0, 3.0, 2.0, 1.0, 0.5]
+
+
 def test_positions_are_dense_where_the_work_spreads(rbm):
     """Where the work spreads nine times as much there are nine times as many, but for a fifth."""
     grid = np.linspace(0.0, 1.0, 11)

@@ -163,11 +163,6 @@ def test_a_still_model_is_measured_with_the_errors_that_are_claimed(rbm):
     assert abs(np.mean(z)) < 0.75
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the stream of measure() depends on the number of updates alone: runs of all seeds "
-    "share its noise",
-)
 def test_trainings_of_different_seeds_are_measured_with_noise_of_their_own(rbm):
     """A mean over seeds should be better than each: the errors must not be common."""
     model = rbm(8, 5, scale=0.8)

@@ -12,6 +12,7 @@ arXiv:2405.15376.
 from __future__ import annotations
 
 import math
+import zlib
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,8 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         self.chain = model.sample_hidden(visible[1], random, beta)
         self._updates = 0
         self._acceptance = 1.0
+        # Of the streams that measurements draw from: trainings of other seeds, other noise.
+        self._measure_seed = torch.tensor(zlib.crc32(repr(random.state()["host"]).encode()))
 
     def _build(self, ladder: Ladder, visible: Tensor) -> None:
         """Systems on a ladder, with nothing counted yet."""
@@ -187,7 +190,10 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         Nothing that training depends on is changed: the draws come from a stream of their own.
         """
         system, beta = self._system, self.options.beta
-        random = RandomStream(np.random.SeedSequence([self._updates, 1]), self.model.weight.device)
+        random = RandomStream(
+            np.random.SeedSequence([int(self._measure_seed), self._updates]),
+            self.model.weight.device,
+        )
         system.ladder.set_top(self.model, beta)
         visible = torch.stack(
             [system.visible[-2], self.model.sample_visible(self.chain, random, beta)]
@@ -225,6 +231,7 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
             "ladder_from_base": as_tensor(system.from_base),
             "ladder_arrivals": as_tensor(system.arrivals),
             "ladder_counts": as_tensor(np.stack([system.attempts, system.accepts])),
+            "ladder_seed": self._measure_seed,
             "ladder_clock": torch.tensor(
                 [system.n_rounds, system.rounds_counted, self._updates, self._acceptance],
                 dtype=torch.float64,
@@ -253,3 +260,4 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         n_rounds, counted, updates, self._acceptance = state["ladder_clock"].tolist()
         system.n_rounds, system.rounds_counted = int(n_rounds), counted
         self._updates = int(updates)
+        self._measure_seed = state["ladder_seed"].cpu().clone()
