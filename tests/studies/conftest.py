@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from freenergy.data import Dataset
-from freenergy.studies.learning import LearningSettings, LearningStudy, MethodResult
+from freenergy.studies.learning import LearningSettings, LearningStudy
+from freenergy.studies.results import MethodResult
 
 N_EPOCHS = 4
 

@@ -20,19 +20,18 @@ from freenergy.data import Dataset
 from freenergy.inference import exact
 from freenergy.progress import Reporter
 from freenergy.studies import learning
+from freenergy.studies.assessment import Assessment
 from freenergy.studies.learning import (
     METHODS,
     LearningSettings,
-    describe,
-    filters,
+    read_assessment,
     read_learning,
     run_learning,
-    samples,
-    split_held_out,
 )
+from freenergy.studies.results import describe, filters, samples, split_held_out
 from freenergy.training import CheckpointError, RunDirectory, RunError, Trainer, load_model
 
-SETTINGS = LearningSettings(n_hidden=4, n_epochs=3, batch_size=10, seeds=(0, 1))
+SETTINGS = LearningSettings(n_hidden=4, n_epochs=3, batch_size=10, seeds=(0, 1), time_budget=2.0)
 
 
 def run(dataset, path, settings=SETTINGS, **options):
@@ -191,6 +190,7 @@ def test_a_study_is_a_folder_of_runs(finished, dataset):
         assert (config.n_visible, config.n_hidden) == (6, 4)
         assert path.name.endswith(f"-seed{config.seed}")
         assert config.options.learning_rate == SETTINGS.learning_rate
+    assert SLUGS.keys() == METHODS.keys()
     named = {name: (finished / f"{slug}-seed1") for name, slug in SLUGS.items()}
     for name, path in named.items():
         options = RunDirectory(path).config().options.to_dict()
@@ -204,10 +204,59 @@ def test_a_study_is_a_folder_of_runs(finished, dataset):
 SLUGS = {
     "CD": "cd",
     "PCD": "pcd",
+    "PTT": "ptt",
     "EMF (naive)": "emf-naive",
     "EMF (TAP2)": "emf-tap2",
     "EMF (TAP3)": "emf-tap3",
 }
+
+
+def test_the_first_seed_of_some_methods_is_assessed(finished, dataset):
+    study, (_, held_out) = read_learning(finished), split_held_out(dataset())
+    assert {m.name for m in study.methods if m.assessment} == set(SETTINGS.assessed)
+    written = {path.parent.name for path in finished.glob("*/assessment.json")}
+    assert written == {f"{SLUGS[name]}-seed0" for name in SETTINGS.assessed}
+    for name in SETTINGS.assessed:
+        found, path = study.result(name).assessment, finished / f"{SLUGS[name]}-seed0"
+        assert found == read_assessment(RunDirectory(path))
+        model = load_model(path).double()
+        log_z = exact(model).log_partition
+        rows = torch.from_numpy(held_out).double()
+        expected = -float(model.free_energy(rows).mean().detach()) - log_z
+        assert found.best.name == "exact"
+        assert found.best.log_partition == pytest.approx(log_z, rel=1e-6)
+        assert found.best.log_likelihood == pytest.approx(expected, rel=1e-5)
+        assert found.certificate["n_steps_per_update"] == METHODS[name]["n_steps"]
+        # Only a training by PTT left a ladder to climb.
+        climbed = found.estimate("ptt")
+        assert (climbed is not None) == (name == "PTT")
+        for estimate in filter(None, (climbed, found.estimate("tempering"))):
+            assert estimate.trusted, estimate
+            assert estimate.log_partition == pytest.approx(log_z, abs=0.05)
+
+
+def test_an_assessment_survives_its_file(finished):
+    found = read_learning(finished).result("PTT").assessment
+    again = Assessment.from_json(found.to_json())
+    assert again.to_json() == found.to_json()
+    assert again.best == found.best
+    # What is not a number is null in the file, and not a number again after it.
+    assert "NaN" not in found.to_json()
+    assert math.isnan(again.estimate("tap1").lower)
+
+
+def test_assessments_that_are_done_are_not_done_again(copied, dataset, monkeypatch):
+    calls = []
+    assess = learning.assess
+    monkeypatch.setattr(
+        learning, "assess", lambda *args, **kwargs: calls.append(args) or assess(*args, **kwargs)
+    )
+    (copied / "pcd-seed0" / "assessment.json").unlink()
+    kept = (copied / "ptt-seed0" / "assessment.json").read_bytes()
+    again = run(dataset(), copied, binarize=0.5)
+    assert len(calls) == 1
+    assert again.result("PCD").assessment is not None
+    assert (copied / "ptt-seed0" / "assessment.json").read_bytes() == kept
 
 
 def test_features_are_judged_by_a_classifier_that_sees_no_test_rows(finished, dataset):
@@ -343,6 +392,20 @@ def test_a_damaged_run_is_named(copied):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"pcd-seed1/model\.safetensors is damaged"):
         read_learning(copied)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"estimates": [{}]}', b"\xff"])
+def test_a_damaged_assessment_is_named(copied, content):
+    (copied / "ptt-seed0" / "assessment.json").write_bytes(content)
+    message = r"ptt-seed0/assessment\.json is damaged .*; delete it and evaluate again"
+    with pytest.raises(RunError, match=message):
+        read_learning(copied)
+
+
+def test_a_study_that_was_never_assessed_can_still_be_read(copied):
+    for path in copied.glob("*/assessment.json"):
+        path.unlink()
+    assert all(method.assessment is None for method in read_learning(copied).methods)
 
 
 def test_a_study_that_was_never_scored_can_still_be_read(copied):

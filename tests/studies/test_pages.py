@@ -10,8 +10,8 @@ import pytest
 
 from freenergy.report import ImageGrid, LineChart, Table, render
 from freenergy.studies.blocks import band, filter_grid, provenance, sample_grid
-from freenergy.studies.learning import MethodResult
 from freenergy.studies.learning_page import learning_page, verdict
+from freenergy.studies.results import MethodResult
 from freenergy.studies.run_page import run_page
 from freenergy.training import RunConfig, TrainingOptions
 
