@@ -24,8 +24,8 @@ from freenergy.studies.assessment import Assessment
 from freenergy.training import RunDirectory, Trainer, TrainingOptions, load_model
 
 TRAIN = ("train", "--hidden", "4", "--epochs", "2", "--batch-size", "10")
-# A small model is measured in less; no test may wait longer.
-QUICK = ("--time-budget", "2")
+# A small model is measured in a second; the rest is for machines that are busy.
+QUICK = ("--time-budget", "30")
 
 
 class Result(NamedTuple):
@@ -585,10 +585,10 @@ def test_evaluate_prints_tables_and_a_verdict(run, assessed):
 
 
 def test_the_same_seed_evaluates_to_the_same_numbers(run, assessed):
-    # No budget that binds: what the clock cuts short depends on the clock.
-    options = ("evaluate", assessed, "--json", "--time-budget", 60)
+    options = ("evaluate", assessed, "--json", *QUICK)
     first, again, other = (json.loads(run(*options, "--seed", seed).out) for seed in (1, 1, 2))
     for values in (first, again, other):
+        assert values.pop("seconds") > 0
         for estimate in values["estimates"]:
             assert estimate.pop("seconds") > 0
     assert first == again
@@ -609,9 +609,6 @@ def test_the_report_shows_the_assessment(run, data):
     assert f"The held-out log-likelihood is {best.log_likelihood:.2f} nats for a row" in page
 
 
-@pytest.mark.xfail(
-    strict=True, reason="assessment.json of the earlier model is kept and shown as of the new one"
-)
 def test_training_on_makes_the_assessment_old(run, assessed, tmp_path):
     """What was measured of an earlier model must not be shown as the numbers of this one."""
     copied = Path(shutil.copytree(assessed, tmp_path / "copied"))
@@ -627,9 +624,6 @@ def test_nothing_to_train_keeps_the_assessment(run, assessed, tmp_path):
     assert (copied / "assessment.json").read_bytes() == before
 
 
-@pytest.mark.xfail(
-    strict=True, reason="evaluate reads the run's own training rows even where DATA is given"
-)
 def test_other_data_can_be_measured_where_the_run_s_own_are_gone(run, data):
     Path("mine.npz").write_bytes(data.read_bytes())
     assert run(*TRAIN, "--data", "mine.npz", "--out", "run").code == 0

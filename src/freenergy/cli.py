@@ -376,7 +376,7 @@ def evaluate(
     climbable = directory is not None and beta in (None, own_beta)
     found = assess(
         model,
-        _to_unit(split_held_out(_data_of(config))[0], model.visible) if config else rows,
+        _to_unit(_training_rows(config, values), model.visible),
         rows,
         beta=own_beta if beta is None else beta,
         n_steps=1 if options is None else options.n_steps,
@@ -393,6 +393,16 @@ def evaluate(
         print(found.to_json(), end="")
     else:
         _print_assessment(found, f"{run} on {dataset.name}")
+
+
+def _training_rows(config: RunConfig | None, given: np.ndarray) -> np.ndarray:
+    """The rows that a run learned from, or the given ones where those are gone."""
+    if config is None:
+        return given
+    try:
+        return split_held_out(_data_of(config))[0]
+    except (data.DataError, RunError):
+        return given
 
 
 def _print_assessment(found: Assessment, title: str) -> None:

@@ -107,7 +107,7 @@ def test_intervals_cover_the_truth(models, method, least):
 def test_intervals_of_replica_exchange_cover_the_truth(models):
     trusted = missed = 0
     for seed, (model, truth) in enumerate(models):
-        result = log_partition(model, "ptt", n_chains=64, random=seed, time_budget=2.0)
+        result = log_partition(model, "ptt", n_chains=64, random=seed, time_budget=20.0)
         never_wrong(result, truth)
         trusted += result.trusted
         missed += result.trusted and not covers(result, truth)
@@ -210,23 +210,23 @@ def test_auto_takes_what_is_feasible(rbm):
 
 
 def test_one_direction_is_low_and_the_other_high(rbm):
-    """Over few temperatures: forward annealing misses states, backward overrates them."""
-    model = rbm(8, 6, scale=1.5)
+    """In a single step: forward annealing misses states, backward overrates them."""
+    model = rbm(8, 6, visible="spin", hidden="spin", scale=0.7)
     truth = exact(model).log_partition
+    # The means for the independent model must not be those of the same few samples.
+    options = {"data": true_samples(model, 500, 999), "n_temperatures": (0.0, 1.0), "n_chains": 4}
     low, high = [], []
-    for seed in range(60):
-        samples = true_samples(model, 8, seed)
-        result = log_partition(
-            model, "bar", samples=samples, n_temperatures=4, n_chains=8, random=seed
-        )
-        low.append(result.diagnostics["forward"] - truth)
-        high.append(result.diagnostics["backward"] - truth)
-        # Single works scatter about their own ends the same way (Jensen).
+    for seed in range(200):
+        samples = true_samples(model, 4, seed)
+        result = log_partition(model, "bar", samples=samples, random=seed, **options)
         works = result.diagnostics
+        low.append(works["forward"] - truth)
+        high.append(works["backward"] - truth)
+        # Single works scatter about their own end to the same side (Jensen).
         assert np.mean(works["forward_work"]) >= works["base_log_partition"] - works["forward"]
         assert np.mean(works["backward_work"]) <= works["base_log_partition"] - works["backward"]
     for sign, gaps in ((-1, low), (1, high)):
-        assert sign * np.mean(gaps) > 3 * np.std(gaps) / math.sqrt(len(gaps))
+        assert sign * np.mean(gaps) > 4 * np.std(gaps) / math.sqrt(len(gaps))
 
 
 @pytest.mark.parametrize("beta", [1.0, 2.0])
@@ -235,18 +235,30 @@ def test_the_temperatures_can_be_given(rbm, beta):
     truth = exact(model, beta).log_partition
     samples = true_samples(model, 64, beta=beta)
     options = {"beta": beta, "samples": samples, "n_chains": 64}
-    for asked in (80, np.linspace(0, 1, 80), [*np.linspace(0, 1, 79) ** 2, 1.0], tuple(range(2))):
+    for asked in (
+        1,
+        80,
+        np.linspace(0, 1, 80),
+        [*np.linspace(0, 1, 79) ** 2, 1.0],
+        tuple(range(2)),
+    ):
         result = log_partition(model, "bar", n_temperatures=asked, **options)
         n = asked if isinstance(asked, int) else len(asked)
         assert result.diagnostics["n_temperatures"] == pytest.approx(n, abs=2)
         assert result.value == pytest.approx(truth, abs=4 * result.stderr)
 
 
+def test_a_number_of_temperatures_may_be_of_numpy(rbm):
+    model = rbm(7, 4)
+    options = {"samples": true_samples(model, 128)}
+    found = log_partition(model, "bar", n_temperatures=np.int64(80), **options)
+    assert found.value == log_partition(model, "bar", n_temperatures=80, **options).value
+
+
 @pytest.mark.parametrize(
     "asked",
     [
         0,
-        1,
         -3,
         [],
         [0.0],
@@ -259,27 +271,49 @@ def test_the_temperatures_can_be_given(rbm, beta):
     ],
     ids=str,
 )
-@pytest.mark.xfail(
-    strict=True,
-    reason="n_temperatures is not checked: partial paths give a wrong ln Z, the rest fails inside",
-)
 def test_temperatures_that_lead_nowhere_are_refused(rbm, asked):
     with pytest.raises(ValueError, match="n_temperatures"):
         log_partition(rbm(7, 4), "bar", n_temperatures=asked, samples=true_samples(rbm(7, 4), 128))
 
 
 @UNITS
-@pytest.mark.parametrize("kind", ["constant", "of another model"])
 @pytest.mark.parametrize("method", ["ais", "reverse_ais", "bar"])
+@pytest.mark.parametrize("kind", ["constant", "of another model"])
 def test_samples_of_something_else_are_seen(rbm, unit, kind, method):
     scale = 1.0 if unit == "bernoulli" else 0.4
     model = rbm(9, 6, visible=unit, hidden=unit, scale=scale)
+    truth = exact(model).log_partition
     samples = torch.full((64, 9), model.visible.support[0], dtype=torch.float64)
     if kind == "of another model":
         samples = true_samples(rbm(9, 6, visible=unit, hidden=unit, scale=4 * scale, seed=5), 64)
-    result = log_partition(model, method, samples=samples, n_chains=64)
+    result = log_partition(model, method, samples=samples, n_chains=64, n_temperatures=(0.0, 1.0))
     assert not result.trusted
     assert any("disagree" in r or "rests on" in r for r in result.reasons)
+    # Chains that take many steps forget where they started, and may then be right.
+    never_wrong(log_partition(model, method, samples=samples, n_chains=64), truth)
+
+
+@UNITS
+def test_samples_of_one_valley_of_many_are_seen(unit):
+    """Chains that stay in the valley they start in see less than the model."""
+    spin = unit == "spin"
+    rng = np.random.default_rng(0)
+    left, right = (rng.choice([-1.0, 1.0], n) for n in (12, 8))
+    model = RBM(12, 8, visible=unit, hidden=unit, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.from_numpy((0.6 if spin else 2.4) * np.outer(left, right)))
+        # The other valley, which no sample shows, is the deeper one.
+        model.visible_bias.copy_(torch.from_numpy((0.15 if spin else 0.3) * left))
+        model.hidden_bias.zero_()
+        if not spin:
+            model.visible_bias.sub_(model.weight.sum(1) / 2)
+            model.hidden_bias.sub_(model.weight.sum(0) / 2)
+    low, high = model.visible.support
+    samples = torch.from_numpy(np.where(left > 0, low, high)).expand(64, -1).clone()
+    truth = exact(model).log_partition
+    for method in ("ais", "reverse_ais", "bar"):
+        result = log_partition(model, method, samples=samples, n_chains=64)
+        assert not result.trusted, (truth, result)
 
 
 def test_too_few_samples_are_refused(rbm):
@@ -323,10 +357,12 @@ def test_naive_annealing_of_a_badly_trained_model_is_not_trusted(overdone, seed)
     model, data = overdone
     truth = exact(model).log_partition
     # As it is often done: few temperatures, and the data where the chains of the model should be.
-    naive = log_partition(model, "ais", samples=data, n_temperatures=30, n_chains=64, random=seed)
-    assert abs(naive.value - truth) > 1.0
-    assert naive.value < truth
-    assert not naive.trusted
+    for n in (4, 30):
+        naive = log_partition(
+            model, "ais", samples=data, n_temperatures=n, n_chains=64, random=seed
+        )
+        assert not naive.trusted
+        assert any("disagree" in reason for reason in naive.reasons)
     for method in SAMPLED:
         result = log_partition(model, method, data=data, time_budget=0.7, random=seed)
         never_wrong(result, truth)
@@ -404,7 +440,7 @@ def test_the_ladder_of_a_training_gives_the_exact_value(unit, beta):
     initialize(model, rows, random, beta)
     options = TrainingOptions(
         method="ptt",
-        n_epochs=15,
+        n_epochs=40,
         batch_size=20,
         learning_rate=0.05 if unit == "spin" else 0.2,
         beta=beta,
@@ -448,7 +484,6 @@ def test_a_ladder_to_another_model_is_refused(rbm):
         log_partition(model, "ptt", ladder=Ladder.of([other, model]))
 
 
-@pytest.mark.xfail(strict=True, reason="only the weights of the last rung are compared")
 @pytest.mark.parametrize("name", ["visible_bias", "hidden_bias"])
 def test_a_ladder_to_a_model_of_other_biases_is_refused(rbm, name):
     model, base = rbm(7, 4, scale=0.5), rbm(7, 4, scale=0.0)
@@ -458,7 +493,6 @@ def test_a_ladder_to_a_model_of_other_biases_is_refused(rbm, name):
         log_partition(model, "ptt", ladder=ladder, time_budget=0.2)
 
 
-@pytest.mark.xfail(strict=True, reason="the unit types of a given ladder are not compared")
 def test_a_ladder_of_other_units_is_refused(rbm):
     model, base = rbm(7, 4, scale=0.5), rbm(7, 4, scale=0.0)
     ladder = annealing_ladder(model, base)
@@ -543,11 +577,9 @@ def test_parameters_that_are_not_finite_are_refused(rbm, name, value, method):
         log_partition(model, method)
 
 
-def test_what_is_given_is_also_refused_for_infinite_values(rbm):
-    for name in ("data", "samples"):
-        rows = torch.zeros(64, 7)
-        rows[3, 2] = math.nan
-        result = None
-        with pytest.raises(ValueError, match=name):
-            result = log_partition(rbm(7, 4), "bar", n_chains=64, **{name: rows})
-        assert result is None
+@pytest.mark.parametrize("name", ["data", "samples"])
+def test_rows_that_are_not_finite_are_refused_by_name(rbm, name):
+    rows = torch.zeros(64, 7)
+    rows[3, 2] = math.nan
+    with pytest.raises(ValueError, match=name):
+        log_partition(rbm(7, 4), "bar", n_chains=64, time_budget=0.5, **{name: rows})

@@ -31,7 +31,7 @@ from freenergy.studies.learning import (
 from freenergy.studies.results import describe, filters, samples, split_held_out
 from freenergy.training import CheckpointError, RunDirectory, RunError, Trainer, load_model
 
-SETTINGS = LearningSettings(n_hidden=4, n_epochs=3, batch_size=10, seeds=(0, 1), time_budget=2.0)
+SETTINGS = LearningSettings(n_hidden=4, n_epochs=3, batch_size=10, seeds=(0, 1))
 
 
 def run(dataset, path, settings=SETTINGS, **options):

@@ -7,8 +7,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from freenergy.report import ImageGrid, LineChart, Table, render
+from freenergy.report import HistogramChart, ImageGrid, LineChart, Table, render
+from freenergy.studies.assessment import Assessment, assess
+from freenergy.studies.assessment_page import assessment_sections, verdict_words
 from freenergy.studies.blocks import band, filter_grid, provenance, sample_grid
 from freenergy.studies.learning_page import learning_page, verdict
 from freenergy.studies.results import MethodResult
@@ -222,6 +225,73 @@ def test_samples_of_a_page_are_those_of_the_run_s_temperature(rbm, history):
     # Near infinite temperature every probability is near one half.
     assert np.abs(grids[1].images - 0.5).max() < 0.05
     assert np.abs(grids[0].images - 0.5).max() > 0.4
+
+
+# ---- the assessment ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def assessment(rbm) -> Assessment:
+    rows = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (60, 6)).astype(np.float32))
+    return assess(rbm(6, 4, scale=0.3), rows[:40], rows[40:], time_budget=60.0)
+
+
+def test_an_assessment_is_shown_with_every_estimate(rbm, history, assessment):
+    plain = run_page(make_config(), history(-5.0, 0), rbm(6, 4))
+    page = run_page(make_config(), history(-5.0, 0), rbm(6, 4), assessment=assessment)
+    titles = [section.title for section in page.sections]
+    new = [title for title in titles if title not in [s.title for s in plain.sections]]
+    assert new == ["How good is it really?", "Equilibrium, temperature and entropy"]
+    table = next(t for t in blocks(page, Table) if t.columns[0] == "method")
+    assert [row[0] for row in table.rows] == [e.label for e in assessment.estimates]
+    assert [row[4] == "yes" for row in table.rows] == [e.trusted for e in assessment.estimates]
+    (works,) = blocks(page, HistogramChart)
+    assert [len(values) for values in works.series.values()] == [
+        len(assessment.works[end]) for end in ("up", "down")
+    ]
+    document = render(page)
+    best = assessment.estimate("exact")
+    assert f"The held-out log-likelihood is {best.log_likelihood:.2f} nats for a row" in document
+
+
+def test_the_words_name_what_is_not_trusted(assessment):
+    words = verdict_words(assessment)
+    assert "(exact, without error)" in words
+    assert "Not to be trusted: TAP 1 (naive), TAP 2." in words
+    doubtful = [
+        dataclasses.replace(e, trusted=False, reasons=[f"{e.name} fails"])
+        for e in assessment.estimates
+    ]
+    nothing = dataclasses.replace(assessment, estimates=doubtful)
+    assert nothing.best is None
+    words = verdict_words(nothing)
+    assert words.startswith("No estimate of the likelihood can be trusted here: ")
+    assert "bar fails" in words
+    assert "nats for a row" not in words
+    for section in assessment_sections(nothing, "PCD"):
+        assert section.title.endswith(": PCD")
+
+
+def test_the_narrowest_trusted_estimate_is_the_best(assessment):
+    rest = [e for e in assessment.estimates if e.name != "exact"]
+    best = dataclasses.replace(assessment, estimates=rest).best
+    assert best.trusted
+    assert best.upper - best.lower == min(e.upper - e.lower for e in rest if e.trusted)
+
+
+@pytest.mark.parametrize("label", ["equilibrium", "out of equilibrium", "undecided"])
+def test_a_certificate_is_shown(rbm, history, assessment, label):
+    certificate = assessment.certificate | {"label": label, "advice": "do so"}
+    page = run_page(make_config(), history(-5.0, 0), rbm(6, 4), certificate=certificate)
+    assert "Were the chains in equilibrium?" in [section.title for section in page.sections]
+    document = render(page)
+    state = "in equilibrium" if label == "equilibrium" else label
+    assert f"The chains are {state}." in document
+    assert "What to do: do so" in document
+
+
+def test_an_assessment_says_how_long_it_took(assessment):
+    assert assessment.seconds > 0
 
 
 # ---- blocks --------------------------------------------------------------------------------------

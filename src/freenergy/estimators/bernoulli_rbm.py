@@ -442,7 +442,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         X: Any = None,
         *,
         method: str = "auto",
-        n_chains: int = 128,
+        n_chains: int = 64,
         width: float = 1.0,
         time_budget: float = 600.0,
         random_state: int | None = 0,
@@ -457,7 +457,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         method : {"auto", "exact", "tap", "ais", "reverse_ais", "bar", "ptt"}, default="auto"
             See :func:`freenergy.inference.log_partition`. With ``"ptt"``, a model trained by
             ``"ptt"`` is climbed along its own training.
-        n_chains : int, default=128
+        n_chains : int, default=64
         width : float, default=1.0
             Width of the interval to reach, in nats.
         time_budget : float, default=600.0

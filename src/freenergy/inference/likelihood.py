@@ -90,6 +90,7 @@ def log_likelihood(model: RBM, rows: Tensor, log_partition: LogPartition) -> Log
         raise ValueError(
             f"rows must have shape (n, {model.n_visible}) with n > 0, got {tuple(rows.shape)}"
         )
+    rows = rows.to(model.weight) if rows.dtype == torch.bool else rows
     possible = torch.isin(rows, torch.tensor(model.visible.support).to(rows))
     if not bool(possible.all()):
         row, column = (int(i) for i in (~possible).nonzero()[0])

@@ -8,6 +8,7 @@ is therefore looked at from both ends, and ``trusted`` is False when they disagr
 from __future__ import annotations
 
 import math
+import numbers
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -107,7 +108,7 @@ def log_partition(
     data: Tensor | None = None,
     samples: Tensor | None = None,
     ladder: Ladder | None = None,
-    n_chains: int = 128,
+    n_chains: int = 64,
     n_temperatures: int | Sequence[float] | None = None,
     width: float = 1.0,
     time_budget: float = 600.0,
@@ -143,7 +144,7 @@ def log_partition(
         States believed to follow the model, for ``ais``, ``reverse_ais`` and ``bar``.
     ladder : Ladder, default=None
         From a model without couplings to this one at ``beta``; for ``ptt``.
-    n_chains : int, default=128
+    n_chains : int, default=64
         Independent chains, or systems of replicas.
     n_temperatures : int or sequence of float, default=None
         Steps of annealing, or the positions themselves, from 0 to 1. None chooses as many as the
@@ -179,7 +180,19 @@ def log_partition(
     >>> result.trusted, abs(result.value - truth) < 0.1
     (True, True)
     """
-    _validate(model, method, beta, data, samples, ladder, n_chains, width, time_budget, confidence)
+    _validate(
+        model,
+        method,
+        beta,
+        data,
+        samples,
+        ladder,
+        n_chains,
+        n_temperatures,
+        width,
+        time_budget,
+        confidence,
+    )
     begin = time.monotonic()
     if not isinstance(random, RandomStream):
         random = RandomStream(random, model.weight.device)
@@ -467,8 +480,8 @@ def _positions(request: _Request, line: Ladder) -> Array:
         grid, spread = length_profile(line, request.random, 64)
         length = float((spread * np.diff(grid)).sum())
         return even_positions(line, int(max(50, 2 * length**2)), request.random)
-    if isinstance(asked, int):
-        return even_positions(line, asked, request.random)
+    if isinstance(asked, numbers.Integral):
+        return even_positions(line, int(asked), request.random)
     return np.asarray(asked, dtype=float)
 
 
@@ -529,6 +542,39 @@ _METHODS: dict[str, Callable[[_Request], LogPartition]] = {
 }
 
 
+def _validate_temperatures(asked: int | Sequence[float]) -> None:
+    if isinstance(asked, numbers.Integral):
+        if asked < 1:
+            raise ValueError(f"n_temperatures must be at least 1, got {asked}")
+        return
+    positions = np.asarray(asked, dtype=float)
+    if (
+        positions.ndim != 1
+        or len(positions) < 2
+        or positions[0] != 0.0
+        or positions[-1] != 1.0
+        or not bool((np.diff(positions) >= 0).all())
+    ):
+        raise ValueError("n_temperatures must be a number, or positions that rise from 0 to 1")
+
+
+def _validate_ladder(ladder: Ladder, top: Ladder) -> None:
+    if (ladder.visible, ladder.hidden) != (top.visible, top.hidden):
+        raise ValueError("the ladder has other types of units than the model")
+    pairs = (
+        (ladder.weight, top.weight),
+        (ladder.visible_bias, top.visible_bias),
+        (ladder.hidden_bias, top.hidden_bias),
+    )
+    same = all(
+        rungs.shape[1:] == own.shape[1:] and torch.allclose(rungs[-1], own[0])
+        for rungs, own in pairs
+    )
+    if not same:
+        raise ValueError("the last rung of the ladder is not this model at this beta")
+    ladder.base_log_partition()
+
+
 def _validate(
     model: RBM,
     method: str,
@@ -537,6 +583,7 @@ def _validate(
     samples: Tensor | None,
     ladder: Ladder | None,
     n_chains: int,
+    n_temperatures: int | Sequence[float] | None,
     width: float,
     time_budget: float,
     confidence: float,
@@ -560,13 +607,12 @@ def _validate(
             )
         if rows is not None and len(rows) == 0:
             raise ValueError(f"{name} is empty")
+        if rows is not None and not bool(rows.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinities: remove or fill them")
+    if n_temperatures is not None:
+        _validate_temperatures(n_temperatures)
     if ladder is not None:
-        top = Ladder.of([model], beta)
-        if ladder.weight.shape[1:] != top.weight.shape[1:] or not torch.allclose(
-            ladder.weight[-1], top.weight[0]
-        ):
-            raise ValueError("the last rung of the ladder is not this model at this beta")
-        ladder.base_log_partition()
+        _validate_ladder(ladder, Ladder.of([model], beta))
     if not all(bool(p.isfinite().all()) for p in model.parameters()):
         raise ValueError("the model has parameters that are not finite")
     if method == "exact" and not is_enumerable(model, MAX_STATES):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -190,7 +191,7 @@ def assess(
     -------
     Assessment
     """
-    reporter = reporter or Reporter()
+    reporter, begin = reporter or Reporter(), time.monotonic()
     train, held_out = (_states(model, rows) for rows in (train, held_out))
     starts = train[:_START_ROWS].to(model.weight)
     options: dict[str, Any] = {"beta": beta, "data": starts, "time_budget": time_budget}
@@ -208,7 +209,7 @@ def assess(
             )
         advance(1, "replica exchange")
         bar = log_partition(model, "bar", width=width, random=seed, **options)
-        found |= _ends(bar)
+        found |= _ends(bar, width)
         advance(1, "annealing")
         certificate = certify(
             model,
@@ -246,6 +247,7 @@ def assess(
         temperature=temperature,
         curves=curves.to_dict(),
         landscape=states,
+        seconds=time.monotonic() - begin,
     )
 
 
@@ -287,14 +289,26 @@ def _mean_field(model: RBM, options: dict[str, Any]) -> dict[str, LogPartition]:
     return found
 
 
-def _ends(bar: LogPartition) -> dict[str, LogPartition]:
+def _ends(bar: LogPartition, width: float) -> dict[str, LogPartition]:
     """The two ends of an annealing as estimates of their own."""
     found = {}
     for name, key in (("ais", "forward"), ("reverse_ais", "backward")):
         value, stderr = bar.diagnostics[key], bar.diagnostics[f"{key}_stderr"]
         half = 0.5 * (bar.upper - bar.lower) * (stderr / bar.stderr if bar.stderr > 0 else 1.0)
+        narrow = 2 * half <= width
         found[name] = dataclasses.replace(
-            bar, value=value, lower=value - half, upper=value + half, stderr=stderr, method=name
+            bar,
+            value=value,
+            lower=value - half,
+            upper=value + half,
+            stderr=stderr,
+            method=name,
+            trusted=bar.trusted and narrow,
+            reasons=(
+                bar.reasons
+                if narrow
+                else (*bar.reasons, f"the interval is {2 * half:.2g} nats wide")
+            ),
         )
     return found | {"bar": bar}
 

@@ -268,6 +268,8 @@ class RunDirectory:
         on_epoch = hooks.pop("on_epoch", None)
 
         def after_epoch(trainer: Trainer) -> None:
+            # Of an earlier model, which is no more.
+            self.assessment_path.unlink(missing_ok=True)
             self.save(trainer)
             self._append_metrics(trainer.history[-1])
             if on_epoch is not None:
