@@ -168,7 +168,7 @@ def test_train_leaves_a_run_and_says_where(run, data):
     assert result.out == "run: a run\nreport: a run/report.html\n"
     line, words = result.err.splitlines()
     assert line.startswith("a run: 2/2 epochs, held-out log-likelihood -")
-    assert words.startswith("the chains are in equilibrium.")
+    assert words.startswith("Gibbs chains are in equilibrium.")
     assert sorted(p.name for p in Path("a run").iterdir()) == [
         "metrics.jsonl",
         "model.safetensors",
@@ -581,7 +581,7 @@ def test_evaluate_prints_tables_and_a_verdict(run, assessed):
     assert start in words
     assert "effective temperature, pseudo likelihood" in words
     assert f"The held-out log-likelihood is {best.log_likelihood:.2f} nats for a row" in words
-    assert "The chains of the training are in equilibrium." in words
+    assert "Gibbs chains of the model are in equilibrium." in words
 
 
 def test_the_same_seed_evaluates_to_the_same_numbers(run, assessed):
@@ -651,12 +651,12 @@ def test_the_certificate_of_a_run_is_stored_and_shown(run, data):
     certificate = RunDirectory("run").certificate()
     assert Certificate.from_dict(certificate).label == "equilibrium"
     assert (certificate["beta"], certificate["n_steps_per_update"]) == (2.0, 1)
-    assert "the chains are in equilibrium." in result.err
+    assert "Gibbs chains are in equilibrium." in result.err
     page = Path("run/report.html").read_text()
     assert "Were the chains in equilibrium?" in page
-    assert "The chains are in equilibrium." in page
+    assert "Gibbs chains are in equilibrium." in page
     # Nothing to do keeps it; one more epoch makes another.
-    assert "the chains are in equilibrium" in run("train", "--resume", "run").err
+    assert "Gibbs chains are in equilibrium" in run("train", "--resume", "run").err
     assert RunDirectory("run").certificate() == certificate
     assert run("train", "--resume", "run", "--epochs", 3).code == 0
     assert RunDirectory("run").certificate() not in (None, certificate)
@@ -673,7 +673,7 @@ def test_chains_out_of_equilibrium_are_told(run):
     certificate = RunDirectory("run").certificate()
     assert certificate["label"] != "equilibrium"
     assert certificate["reasons"]
-    words = f"the chains are {certificate['label']}."
+    words = f"Gibbs chains are {certificate['label']}."
     assert words in result.err
     assert words[1:] in Path("run/report.html").read_text()
 
@@ -690,7 +690,7 @@ def test_evaluate_takes_other_data_and_a_model_file(run, assessed, data):
     for name in ("log_partition", "log_likelihood", "trusted"):
         assert best[name] == other[name]
     assert (same["rows"], same["rows_train"]) == (40, 40)
-    assert json.loads(run("evaluate", file, data, "--json", *QUICK).out)["beta"] == 1.0
+    assert json.loads(run("evaluate", file, data, "--json", *QUICK).out)["beta"] == 2.0
     message = "digits has 64 columns, but the model has 6 visible units"
     assert_one_line(run("evaluate", assessed, "digits"), message)
 

@@ -48,6 +48,7 @@ from freenergy.training import (
     Trainer,
     TrainingOptions,
     as_rows,
+    load_checkpoint,
     load_model,
 )
 
@@ -282,7 +283,7 @@ def _certify(
         run.save(trainer)
     if trainer.certificate is not None:
         words = trainer.certificate
-        reporter.line(f"the chains are {state_words(words)}. {advice_words(words)}")
+        reporter.line(f"Gibbs chains are {state_words(words)}. {advice_words(words)}")
 
 
 def _refuse_changes(context: typer.Context) -> None:
@@ -369,19 +370,18 @@ def evaluate(
             f"{model.n_visible} visible units"
         )
     rows = _to_unit(values, model.visible)
-    options = None if config is None else config.options
     directory = RunDirectory(run) if config is not None else None
-    own_beta = 1.0 if options is None else options.beta
-    # The models that training passed through are at the temperature of the training.
-    climbable = directory is not None and beta in (None, own_beta)
+    own = _options_of(run)
+    # The chains and the ladder of the training are at its own temperature.
+    climbable = directory is not None and beta in (None, own.beta)
     found = assess(
         model,
         _to_unit(_training_rows(config, values), model.visible),
         rows,
-        beta=own_beta if beta is None else beta,
-        n_steps=1 if options is None else options.n_steps,
+        beta=own.beta if beta is None else beta,
+        n_steps=own.n_steps,
         ladder=directory.ladder() if directory is not None and climbable else None,
-        chains=None if directory is None else directory.chains(),
+        chains=directory.chains() if directory is not None and climbable else None,
         time_budget=time_budget,
         width=width,
         seed=seed,
@@ -401,7 +401,12 @@ def _training_rows(config: RunConfig | None, given: np.ndarray) -> np.ndarray:
         return given
     try:
         return split_held_out(_data_of(config))[0]
-    except (data.DataError, RunError):
+    except (data.DataError, RunError) as error:
+        warnings.warn(
+            f"the rows that the run learned from are not there ({error}); the given rows stand in "
+            "for them",
+            stacklevel=2,
+        )
         return given
 
 
@@ -434,16 +439,21 @@ def _other_numbers(found: Assessment) -> dict[str, str]:
     at = min(range(len(curves["beta"])), key=lambda i: abs(curves["beta"][i] - found.beta))
     for key in ("free_energy", "energy", "entropy", "heat_capacity"):
         error = curves[f"{key}_stderr"][at]
-        numbers[key.replace("_", " ") + " of the model"] = f"{curves[key][at]:.6g} ± {error:.2g}"
+        doubt = "" if curves["trusted"] else " (not trusted)"
+        value = f"{curves[key][at]:.6g} ± {error:.2g}{doubt}"
+        numbers[key.replace("_", " ") + " of the model"] = value
     for key in ("states", "within_entropy", "complexity"):
         numbers[f"TAP 2 {key.replace('_', ' ')}"] = f"{found.landscape[key]:.6g}"
     numbers["autocorrelation time"] = f"{found.certificate['autocorrelation_time']:.4g} Gibbs steps"
     return numbers
 
 
-def _beta_of(path: Path) -> float:
-    """The inverse temperature that a run was trained at; 1 for a checkpoint file alone."""
-    return RunDirectory(path).config().options.beta if path.is_dir() else 1.0
+def _options_of(path: Path) -> TrainingOptions:
+    """What a model was trained with, from its run or from the checkpoint file alone."""
+    if path.is_dir():
+        return RunDirectory(path).config().options
+    _, values = load_checkpoint(path)
+    return TrainingOptions.from_dict(values["options"]) if "options" in values else _TRAINING
 
 
 @app.command()
@@ -463,7 +473,7 @@ def sample(
     if out.suffix != ".npy":
         raise ValueError(f"--out must end in .npy, got {out}")
     model = load_model(run)
-    beta = _beta_of(run) if beta is None else beta
+    beta = _options_of(run).beta if beta is None else beta
     chains = gibbs(model, n, steps, beta=beta, random=RandomStream(seed))
     buffer = io.BytesIO()
     np.save(buffer, chains.visible.numpy(), allow_pickle=False)

@@ -286,7 +286,7 @@ def test_a_certificate_is_shown(rbm, history, assessment, label):
     assert "Were the chains in equilibrium?" in [section.title for section in page.sections]
     document = render(page)
     state = "in equilibrium" if label == "equilibrium" else label
-    assert f"The chains are {state}." in document
+    assert f"Gibbs chains are {state}." in document
     assert "What to do: do so" in document
 
 

@@ -24,6 +24,7 @@ from freenergy.inference import (
     Ladder,
     LogLikelihood,
     LogPartition,
+    check_states,
     gibbs,
     log_likelihood,
     log_partition,
@@ -257,15 +258,16 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             trainer.monitors = self._instruments(rows, held_out)
         try:
             trainer.fit(rows, on_epoch=self._after_epoch)
+        except DivergenceError:
+            self._publish(trainer)
+            raise
         except KeyboardInterrupt:
             warnings.warn(
                 f"training was interrupted; the model of pass {trainer.epoch} is kept",
                 UserWarning,
                 stacklevel=2,
             )
-        finally:
-            trainer.monitors = ()
-            self._publish(trainer)
+        self._publish(trainer)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
@@ -514,9 +516,14 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         ('exact', True, (120,))
         """
         check_is_fitted(self)
-        found = self.log_partition(X, **options) if log_partition is None else log_partition
+        if log_partition is not None and options:
+            raise ValueError(f"{', '.join(options)} has no effect where log_partition is given")
         rows = as_rows(self._validated(X, reset=False), self.model_.weight.detach())
-        return log_likelihood(self.model_, rows.take(slice(0, len(rows))), found)
+        states = rows.take(slice(0, len(rows)))
+        # Before the partition function, which takes its time.
+        check_states(self.model_, states)
+        found = self.log_partition(X, **options) if log_partition is None else log_partition
+        return log_likelihood(self.model_, states, found)
 
     def effective_temperature(
         self, X: Any, *, method: str = "pseudo_likelihood", **options: Any
@@ -685,6 +692,8 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return rows.part(order[n_held_out:]), rows.part(order[:n_held_out])
 
     def _instruments(self, rows: Rows, held_out: Rows | None) -> tuple[Monitor, ...]:
+        if callable(self.monitors):
+            raise ValueError("monitors must be a sequence: put the instrument into a list")
         monitors = list(self.monitors)
         if self.method == "ptt" or held_out is not None:
             monitors.append(_FreeEnergy(rows, held_out, self.beta))
@@ -709,6 +718,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def _publish(self, trainer: Trainer) -> None:
         """Set the fitted attributes from a trainer, which is kept for ``partial_fit``."""
         model = trainer.model
+        trainer.monitors = ()
         self._trainer = trainer
         self._random = trainer.random
         self.model_ = model

@@ -10,7 +10,7 @@ from freenergy.inference.ladder import (
     temperature_ladder,
 )
 from freenergy.inference.landscape import Landscape, landscape
-from freenergy.inference.likelihood import LogLikelihood, log_likelihood
+from freenergy.inference.likelihood import LogLikelihood, check_states, log_likelihood
 from freenergy.inference.mean_field import (
     MeanField,
     MeanFieldGradient,
@@ -43,6 +43,7 @@ __all__ = [
     "Tempering",
     "annealing_ladder",
     "certify",
+    "check_states",
     "exact",
     "gibbs",
     "independent_model",

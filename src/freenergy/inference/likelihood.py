@@ -13,7 +13,7 @@ from torch import Tensor
 from freenergy.inference.partition import LogPartition
 from freenergy.models import RBM
 
-__all__ = ["LogLikelihood", "log_likelihood"]
+__all__ = ["LogLikelihood", "check_states", "log_likelihood"]
 
 _BLOCK_ELEMENTS = 2**24
 
@@ -58,6 +58,29 @@ class LogLikelihood:
         return text + (f", reasons={self.reasons!r})" if self.reasons else ")")
 
 
+def check_states(model: RBM, rows: Tensor) -> None:
+    """Refuse rows that are no states of the visible units, by place.
+
+    Raises
+    ------
+    ValueError
+        When there are no rows, or a value is not one of the units'.
+    """
+    if rows.dim() != 2 or rows.shape[1] != model.n_visible or len(rows) == 0:
+        raise ValueError(
+            f"rows must have shape (n, {model.n_visible}) with n > 0, got {tuple(rows.shape)}"
+        )
+    rows = rows.to(model.weight) if rows.dtype == torch.bool else rows
+    possible = torch.isin(rows, torch.tensor(model.visible.support).to(rows))
+    if not bool(possible.all()):
+        row, column = (int(i) for i in (~possible).nonzero()[0])
+        values = " and ".join(f"{value:g}" for value in model.visible.support)
+        raise ValueError(
+            f"column {column} of row {row} is {float(rows[row, column]):g}: only states of "
+            f"{values} have a likelihood; binarise the rows first"
+        )
+
+
 @torch.no_grad()
 def log_likelihood(model: RBM, rows: Tensor, log_partition: LogPartition) -> LogLikelihood:
     """Mean log-likelihood of rows under a model whose partition function was estimated.
@@ -86,19 +109,7 @@ def log_likelihood(model: RBM, rows: Tensor, log_partition: LogPartition) -> Log
     LogLikelihood(mean=-2.08, lower=-2.08, upper=-2.08, method='exact', trusted=True)
     """
     rows = torch.as_tensor(rows)
-    if rows.dim() != 2 or rows.shape[1] != model.n_visible or len(rows) == 0:
-        raise ValueError(
-            f"rows must have shape (n, {model.n_visible}) with n > 0, got {tuple(rows.shape)}"
-        )
-    rows = rows.to(model.weight) if rows.dtype == torch.bool else rows
-    possible = torch.isin(rows, torch.tensor(model.visible.support).to(rows))
-    if not bool(possible.all()):
-        row, column = (int(i) for i in (~possible).nonzero()[0])
-        values = " and ".join(f"{value:g}" for value in model.visible.support)
-        raise ValueError(
-            f"column {column} of row {row} is {float(rows[row, column]):g}: only states of "
-            f"{values} have a likelihood; binarise the rows first"
-        )
+    check_states(model, rows)
     beta = log_partition.beta
     block = max(1, _BLOCK_ELEMENTS // model.n_hidden)
     free_energy = torch.cat(

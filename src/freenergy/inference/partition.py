@@ -7,6 +7,7 @@ is therefore looked at from both ends, and ``trusted`` is False when they disagr
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 import time
@@ -43,6 +44,7 @@ MAX_R_HAT = 1.2
 _MIN_SHARE = 0.05
 _MIN_SAMPLES = 20.0
 _MAX_TEMPERATURES = 2**16
+_MAX_RECORDS = 2000
 _TAP_STATES = 64
 _TAP_SWEEPS = 500
 """Weak couplings, the only ones at which mean field is trusted, need far fewer."""
@@ -138,8 +140,8 @@ def log_partition(
     beta : float, default=1
         Inverse temperature.
     data : Tensor of shape (n, n_visible), default=None
-        Rows that the model was trained on. The independent model takes their means, and half of
-        the chains start at them: chains that start elsewhere must then agree with those.
+        Rows that the model was trained on. The independent model takes their means, and a quarter
+        of the chains start at them: chains that start elsewhere must then agree with those.
     samples : Tensor of shape (n, n_visible), default=None
         States believed to follow the model, for ``ais``, ``reverse_ais`` and ``bar``.
     ladder : Ladder, default=None
@@ -282,9 +284,12 @@ def _exact(request: _Request) -> LogPartition:
 
 def _tap(request: _Request) -> LogPartition:
     """Mean field of all orders; their differences are the only measure of the error."""
-    starts: Tensor | int = _TAP_STATES
+    # Random starts as well: a state far from the data may be the heavier one.
+    low, high = min(request.model.visible.support), max(request.model.visible.support)
+    like = request.model.weight.new_empty(_TAP_STATES, request.model.n_visible)
+    starts = low + (high - low) * request.random.uniform_(like)
     if request.data is not None:
-        starts = request.data[:_TAP_STATES]
+        starts = torch.cat([starts[: _TAP_STATES // 2], request.data[: _TAP_STATES // 2]])
     states = [
         landscape(
             request.model,
@@ -344,9 +349,15 @@ def _climb(request: _Request, ladder: Ladder, width: float) -> _Climb:
     )
     system = Tempering(warm.ladder, warm.visible, request.random)
     kept: list[Exchange] = []
-    n_rounds, base = 128, system.ladder.base_log_partition()
+    n_rounds, stride, base = 128, 1, system.ladder.base_log_partition()
     while True:
-        kept += temper(system, n_rounds, max_records=2000, deadline=request.deadline)
+        kept += temper(
+            system, n_rounds, max_records=-(-n_rounds // stride), deadline=request.deadline
+        )
+        while len(kept) > _MAX_RECORDS:
+            # Rounds come in pairs, an even and an odd one.
+            kept = [exchange for i, exchange in enumerate(kept) if i // 2 % 2 == 0]
+            stride *= 2
         # The first fifth may still remember the start.
         used = kept[len(kept) // 10 * 2 :]
         found = estimate(used, len(system.ladder), base)
@@ -424,7 +435,8 @@ def _works(request: _Request) -> _Works:
         if len(tops) < n:
             raise ValueError(f"samples has {len(tops)} rows, fewer than the {n} chains")
     else:
-        climb = _climb(request, line, math.inf)
+        half = dataclasses.replace(request, deadline=_part(request.deadline, 0.5))
+        climb = _climb(half, line, math.inf)
         tops, reasons, diagnostics = climb.system.visible[-1], climb.reasons, climb.diagnostics
     positions = _positions(request, line)
     end = _part(request.deadline, 0.5)
@@ -477,9 +489,14 @@ def _disagreement(low: FreeEnergyDifference, high: FreeEnergyDifference, n: int)
 def _positions(request: _Request, line: Ladder) -> Array:
     asked = request.n_temperatures
     if asked is None:
+        begin = time.monotonic()
         grid, spread = length_profile(line, request.random, 64)
+        now = time.monotonic()
         length = float((spread * np.diff(grid)).sum())
-        return even_positions(line, int(max(50, 2 * length**2)), request.random)
+        # Both directions must fit into half of the time that is left.
+        affordable = 0.25 * max(0.0, request.deadline - now) / max(1e-9, (now - begin) / 64)
+        wanted = min(max(50.0, 2 * length**2), affordable, _MAX_TEMPERATURES)
+        return even_positions(line, max(50, int(wanted)), request.random)
     if isinstance(asked, numbers.Integral):
         return even_positions(line, int(asked), request.random)
     return np.asarray(asked, dtype=float)

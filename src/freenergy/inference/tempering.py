@@ -25,12 +25,15 @@ from torch import Tensor
 from freenergy.inference.annealing import divide, length_profile, sample_base
 from freenergy.inference.bridge import bennett, standard_error
 from freenergy.inference.equilibrium import split_r_hat
+from freenergy.inference.gibbs import gibbs
 from freenergy.inference.ladder import Ladder
 from freenergy.random import RandomStream
 
 __all__ = ["Exchange", "LadderEstimate", "Tempering", "adapt_ladder", "estimate", "temper"]
 
 Array = NDArray[np.float64]
+
+_SCOUT_STEPS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -382,7 +385,9 @@ def adapt_ladder(
     rejection : float, default=0.5
         Rejection rate of neighbours to aim at.
     start : Tensor of shape (n, n_visible), default=None
-        Rows at which all rungs of every other system start; None starts all at the first rung.
+        Rows at which all rungs of every fourth system start. Half of the systems start at states
+        of the first rung, the others at states that short chains of the last rung reach from
+        random starts: a valley far from the data and from the first rung must not go unseen.
 
     Returns
     -------
@@ -394,9 +399,11 @@ def adapt_ladder(
     n_rungs = int(min(max_rungs, max(3, math.ceil(length) + 1)))
     positions = divide(grid, spread, n_rungs)
     visible = sample_base(ladder, n_systems, random).expand(len(positions), -1, -1).clone()
+    far = gibbs(ladder.model(-1), n_systems, _SCOUT_STEPS, random=random).visible
+    visible[:, ::2] = far[::2]
     if start is not None:
         chosen = start[random.integers(0, len(start), n_systems)].to(visible)
-        visible[:, ::2] = chosen[::2]
+        visible[:, ::4] = chosen[::4]
     system = Tempering(ladder.at(positions), visible, random)
     for _ in range(n_passes):
         temper(system, n_rounds, max_records=1, deadline=deadline)

@@ -115,6 +115,8 @@ class Assessment:
         Of :class:`~freenergy.thermodynamics.Thermodynamics`.
     landscape : dict
         The mean-field states.
+    rounded : bool
+        Whether held-out rows had grey values, which have no likelihood and were rounded.
     """
 
     beta: float
@@ -127,13 +129,23 @@ class Assessment:
     temperature: dict[str, dict[str, Any]]
     curves: dict[str, Any]
     landscape: dict[str, float]
+    rounded: bool = False
     seconds: float = field(default=0.0, compare=False)
 
     @property
     def best(self) -> Estimate | None:
-        """The estimate to go by: exact, or the narrowest that is trusted; None where none is."""
+        """The estimate to go by; None where none is trusted, or those that are contradict.
+
+        The exact one, else the narrowest that rests on samples, else mean field.
+        """
         trusted = [e for e in self.estimates if e.trusted]
-        return min(trusted, key=lambda e: e.upper - e.lower, default=None)
+        sampled = [e for e in trusted if not e.name.startswith("tap")]
+        exact = next((e for e in trusted if e.name == "exact"), None)
+        if exact is not None:
+            return exact
+        if any(_contradict(a, b) for a in trusted for b in trusted):
+            return None
+        return min(sampled or trusted, key=lambda e: e.upper - e.lower, default=None)
 
     def estimate(self, name: str) -> Estimate | None:
         """The estimate of a method, where it was made."""
@@ -149,6 +161,12 @@ class Assessment:
         values = _numbers(json.loads(text))
         values["estimates"] = [Estimate(**estimate) for estimate in values["estimates"]]
         return cls(**values)
+
+
+def _contradict(one: Estimate, other: Estimate) -> bool:
+    """Whether two intervals lie further apart than both are wide."""
+    gap = max(one.lower, other.lower) - min(one.upper, other.upper)
+    return gap > (one.upper - one.lower) + (other.upper - other.lower)
 
 
 def assess(
@@ -192,6 +210,7 @@ def assess(
     Assessment
     """
     reporter, begin = reporter or Reporter(), time.monotonic()
+    grey = not torch.equal(_states(model, held_out), held_out)
     train, held_out = (_states(model, rows) for rows in (train, held_out))
     starts = train[:_START_ROWS].to(model.weight)
     options: dict[str, Any] = {"beta": beta, "data": starts, "time_budget": time_budget}
@@ -200,7 +219,7 @@ def assess(
         warnings.simplefilter("ignore", MeanFieldWarning)  # told by the numbers
         if is_enumerable(model):
             found["exact"] = log_partition(model, "exact", beta=beta)
-        found |= _mean_field(model, options)
+        found |= _mean_field(model, options | {"width": width})
         advance(1, "mean field")
         found["tempering"] = log_partition(model, "ptt", width=width, random=seed, **options)
         if ladder is not None:
@@ -247,6 +266,7 @@ def assess(
         temperature=temperature,
         curves=curves.to_dict(),
         landscape=states,
+        rounded=grey,
         seconds=time.monotonic() - begin,
     )
 
@@ -372,7 +392,7 @@ def _temperatures(
         "temperature": by_energy.temperature * beta,
         "lower": by_energy.lower * beta,
         "upper": by_energy.upper * beta,
-        "trusted": by_energy.trusted,
+        "trusted": by_energy.trusted and curves.trusted,
     }
     return found
 

@@ -51,12 +51,12 @@ def verdict_words(assessment: Assessment) -> str:
         reasons = sorted({r for e in assessment.estimates for r in e.reasons if _sampled(e)})
         return (
             "No estimate of the likelihood can be trusted here: "
-            + "; ".join(reasons or ["none reached its width"])
-            + f". The chains of the training are {label}."
+            + "; ".join(reasons or ["those that pass their own checks contradict each other"])
+            + f". Gibbs chains of the model are {label}."
         )
     words = (
         f"The held-out log-likelihood is {_interval(best)} nats for a row ({best.label}"
-        + (", without error" if best.name == "exact" else ", 95 % interval")
+        + _kind(best)
         + "). "
     )
     words += f"On training rows it is {best.log_likelihood_train - best.log_likelihood:+.2f} nats "
@@ -64,7 +64,15 @@ def verdict_words(assessment: Assessment) -> str:
     doubtful = [e.label for e in assessment.estimates if not e.trusted and e is not best]
     if doubtful:
         words += f"Not to be trusted: {', '.join(doubtful)}. "
-    return words + f"The chains of the training are {label}."
+    if assessment.rounded:
+        words += "Grey values of the rows were rounded: only states have a likelihood. "
+    return words + f"Gibbs chains of the model are {label}."
+
+
+def _kind(estimate: Estimate) -> str:
+    if estimate.name == "exact":
+        return ", without error"
+    return ", 95 % interval" if _sampled(estimate) else ", a heuristic interval"
 
 
 def _sampled(estimate: Estimate) -> bool:
@@ -208,6 +216,11 @@ def _states_table(assessment: Assessment) -> Table:
         ("complexity", "entropy over them: complexity (nats)"),
     ):
         rows.append([words, f"{states[key]:.4g}", "", "no" if doubtful else "yes"])
+    curves = assessment.curves
+    why = "; ".join(curves["reasons"])
+    rows.append(
+        ["F, U, S and C over temperature", "above", why, "yes" if curves["trusted"] else "no"]
+    )
     return Table(["quantity", "value", "95 % interval", "trusted"], rows)
 
 
@@ -256,4 +269,7 @@ def _number(value: float | None) -> str:
 
 def _certificate(assessment: Assessment) -> list[str]:
     c = assessment.certificate
-    return [f"**The chains are {state_words(c)}.** {reason_words(c)}", advice_words(c)]
+    return [
+        f"**Gibbs chains are {state_words(c)}.** {reason_words(c)}",
+        advice_words(c),
+    ]

@@ -64,7 +64,7 @@ def run_page(
         sections += assessment_sections(assessment)
     if certificate is not None:
         words = [
-            f"**The chains are {state_words(certificate)}.** {reason_words(certificate)}",
+            f"**Gibbs chains are {state_words(certificate)}.** {reason_words(certificate)}",
             advice_words(certificate),
         ]
         sections.append(Section("Were the chains in equilibrium?", [Text(words)]))

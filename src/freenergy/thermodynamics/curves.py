@@ -691,6 +691,10 @@ def energy_curve(curves: Thermodynamics) -> Callable[[float], tuple[float, float
     cubic = CubicHermiteSpline(beta, energy, _limit(slope, beta, energy), extrapolate=False)
 
     def at(beta_asked: float) -> tuple[float, float]:
+        # A search in ln β may miss the ends by the last bit.
+        near = min(max(beta_asked, float(beta[0])), float(beta[-1]))
+        if math.isclose(near, beta_asked, rel_tol=1e-9):
+            beta_asked = near
         value = float(cubic(beta_asked))
         if math.isnan(value):
             return math.nan, math.nan

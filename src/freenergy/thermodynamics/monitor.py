@@ -83,9 +83,9 @@ class RBMMonitor:
         enumerate: bool | None = None,
         n_rows: int = 1000,
     ) -> None:
-        self.parts = {"": train[:n_rows]}
+        self.parts = {"": torch.as_tensor(train)[:n_rows]}
         if held_out is not None:
-            self.parts["_held_out"] = held_out[:n_rows]
+            self.parts["_held_out"] = torch.as_tensor(held_out)[:n_rows]
         self.beta = beta
         self.orders = orders
         self.n_states = n_states

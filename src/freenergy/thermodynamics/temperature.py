@@ -90,7 +90,7 @@ def effective_temperature(
     *,
     n_bootstrap: int = 200,
     confidence: float = 0.95,
-    random: RandomStream | None = None,
+    random: RandomStream | int | None = 0,
     n_rows: int | None = None,
     n_units: int | None = None,
     energy_curve: Callable[[float], tuple[float, float]] | None = None,
@@ -151,8 +151,8 @@ def effective_temperature(
         Replicas of the bootstrap.
     confidence : float, default=0.95
         Nominal coverage of the interval.
-    random : RandomStream, default=None
-        Source of the subsets and replicas; None seeds one with 0.
+    random : RandomStream, int or None, default=0
+        Source of the subsets and replicas, or a seed.
     n_rows : int, default=None
         At most this many rows, drawn without replacement. None uses as many as cost 5 million
         evaluations of a hidden unit at each of about 40 values of :math:`\beta`, but no fewer
@@ -201,7 +201,7 @@ def effective_temperature(
     """
     _check_options(method, n_bootstrap, confidence, n_rows, n_units, bounds)
     states = _check_rows(model, rows)
-    random = RandomStream(0) if random is None else random
+    random = random if isinstance(random, RandomStream) else RandomStream(random)
     if method == "structural":
         return _structural(model, n_bootstrap, confidence, random)
     n_flips = model.n_visible if method == "pseudo_likelihood" else 1
