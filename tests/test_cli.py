@@ -662,6 +662,19 @@ def test_the_certificate_of_a_run_is_stored_and_shown(run, data):
     assert RunDirectory("run").certificate() not in (None, certificate)
 
 
+def test_chains_that_start_anew_must_forget_their_start(run, data):
+    """CD-1 where the chains need more than a step is out of equilibrium, however well they mix."""
+    options = ("--data", data, "--hidden", 8, "--epochs", 30, "--learning-rate", 0.2)
+    labels = {}
+    for method in ("cd", "pcd"):
+        assert run("train", *options, "--method", method, "--out", method).code == 0
+        certificate = RunDirectory(Path(method)).certificate()
+        labels[method] = certificate["label"], certificate["autocorrelation_time"]
+    assert labels["cd"][1] > 1
+    assert labels["cd"][0] == "out of equilibrium"
+    assert labels["pcd"][0] == "equilibrium"
+
+
 def test_chains_out_of_equilibrium_are_told(run):
     """Two opposite patterns, learned too fast: no chain goes from one to the other."""
     rng = np.random.default_rng(0)

@@ -270,12 +270,10 @@ def _certify(
 ) -> None:
     """Store whether the chains of the training were in equilibrium, and say so."""
     if trainer.certificate is None and trainer.epoch > 0:
-        options = config.options
         certificate = certify_run(
             trainer.model,
             rows.take(slice(0, len(rows))),
-            beta=options.beta,
-            n_steps=options.n_steps,
+            config.options,
             chains=trainer.gradient.state().get("chain"),
             seed=config.seed,
         )

@@ -38,8 +38,9 @@ from freenergy.thermodynamics import (
     energy_curve,
     thermodynamics,
 )
+from freenergy.training import TrainingOptions
 
-__all__ = ["Assessment", "Estimate", "assess"]
+__all__ = ["Assessment", "Estimate", "assess", "certify_run"]
 
 _BETAS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 """Inverse temperatures of the curves, relative to that of the training."""
@@ -272,17 +273,34 @@ def assess(
 
 
 def certify_run(
-    model: RBM, rows: Tensor, *, beta: float, n_steps: int, chains: Tensor | None, seed: int
+    model: RBM, rows: Tensor, options: TrainingOptions, *, chains: Tensor | None, seed: int
 ) -> Certificate:
-    """The equilibrium certificate of a training that has just ended."""
-    return certify(
+    """The equilibrium certificate of a training that has just ended.
+
+    Chains that persist only need to mix; those of contrastive divergence start anew for each
+    update, so that they must also forget their start within its steps.
+    """
+    found = certify(
         model,
         _states(model, rows[:_START_ROWS]).to(model.weight),
-        n_steps_per_update=n_steps,
-        beta=beta,
+        n_steps_per_update=options.n_steps if options.method != "emf" else 1,
+        beta=options.beta,
         chains=chains,
         random=RandomStream(seed, model.weight.device),
     )
+    if options.method == "cd" and found.is_equilibrium:
+        tau, k = found.autocorrelation_time, options.n_steps
+        if tau > k:
+            return dataclasses.replace(
+                found,
+                label="out of equilibrium",
+                reasons=(
+                    f"chains that start anew at each update make {k} steps, fewer than the "
+                    f"autocorrelation time of {tau:.3g}",
+                ),
+                advice=f"Train with method='pcd' or 'ptt', or with n_steps of {math.ceil(tau)}.",
+            )
+    return found
 
 
 def _states(model: RBM, rows: Tensor) -> Tensor:
