@@ -122,7 +122,7 @@ def test_a_killed_run_resumes_to_the_same_bits(run, undisturbed, tmp_path, metho
     reference, duration = undisturbed(method)
     path = tmp_path / "run"
     epochs = [0]
-    for i, moment in enumerate(np.random.default_rng(7).uniform(0, 0.3 * duration, N_KILLS)):
+    for i, moment in enumerate(np.random.default_rng(7).uniform(0, 0.12 * duration, N_KILLS)):
         pid, wait = run(arguments_to_go_on(path, method))
         if i % 2:  # after an epoch at least, however slow the machine is
             wait_for_an_epoch(path, epochs[-1])
