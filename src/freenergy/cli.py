@@ -232,7 +232,7 @@ def _trainer(config: RunConfig, parts: tuple[np.ndarray, np.ndarray]) -> tuple[T
     beta = config.options.beta
     monitors = (
         RBMMonitor(train_rows, held_out, beta=beta),
-        TemperatureMonitor(_nearest_states(unit, held_out), beta=beta, n_rows=500),
+        TemperatureMonitor(_nearest_states(unit, held_out), beta=beta),
     )
     try:
         return config.build(rows, monitors), rows

@@ -296,7 +296,7 @@ def _train_one(
     rows = as_rows(train, torch.empty(0))
     monitors: list[Monitor] = [RBMMonitor(torch.from_numpy(train), torch.from_numpy(held_out))]
     if seed == settings.seeds[0]:
-        monitors.append(TemperatureMonitor(torch.from_numpy(held_out), n_rows=500))
+        monitors.append(TemperatureMonitor(torch.from_numpy(held_out)))
     every = max(1, settings.n_epochs // _N_READINGS)
     trainer = config.build(rows, tuple(monitors), monitor_every=every)
     run.restore(trainer)
