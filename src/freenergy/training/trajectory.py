@@ -29,7 +29,7 @@ from freenergy.training.options import TrainingOptions
 
 __all__ = ["TrajectoryTempering", "ladder_of"]
 
-_SHARE = 0.35
+_SHARE = 0.3
 """Matrix products spent on the ladder, as a share of those of the updates themselves."""
 _ACCEPTANCE = 0.4
 """A model becomes a rung when the exchange with the last one falls below this."""
