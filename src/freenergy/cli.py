@@ -254,8 +254,10 @@ def _train_run(run: RunDirectory, config: RunConfig, trainer: Trainer, rows: Row
         with reporter.task(str(run.path), n_epochs, "epochs", trainer.epoch) as advance:
             run.train(trainer, rows, on_epoch=report_epoch)
     except KeyboardInterrupt:
+        # What is stored counts: the last epoch may have been interrupted while it was written.
+        done = len(run.history()) if run.checkpoint_path.exists() else 0
         raise _Interrupted(
-            f"stopped after epoch {trainer.epoch} of {n_epochs}; go on with: freenergy train "
+            f"stopped after epoch {done} of {n_epochs}; go on with: freenergy train "
             f"--resume {shlex.quote(str(run.path))}"
         ) from None
     except DivergenceError as error:

@@ -33,8 +33,8 @@ def ptt(binary):
     rbm = fe.BernoulliRBM(
         5,
         method="ptt",
-        n_iter=25,
-        learning_rate=0.2,
+        n_iter=60,
+        learning_rate=0.1,
         n_chains=40,
         beta=1.5,
         random_state=0,
@@ -314,7 +314,7 @@ def test_ptt_knows_its_likelihood(ptt, binary):
         "arrival_time",
     }
     assert names <= history.keys()
-    assert all(len(history[name]) == 25 for name in names)
+    assert all(len(history[name]) == 60 for name in names)
     truth = exact(ptt.model_, 1.5).log_partition
     last = {name: history[name][-1] for name in names | {"free_energy", "free_energy_held_out"}}
     assert 0 < last["log_partition_stderr"] < 0.2

@@ -192,3 +192,19 @@ def test_values_are_json(tmp_path):
     save_checkpoint(tmp_path / "file", {"x": torch.ones(1)}, {"x": [1.5]})
     header = (tmp_path / "file").read_bytes()[8:]
     assert json.loads(header[: header.index(b"}}") + 2])["__metadata__"]["values"] == '{"x": [1.5]}'
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_whole(path, monkeypatch):
+    """A report may look at a run while it trains; every way to open the file is the same file."""
+    save_checkpoint(path, {"x": torch.zeros(1000)}, {"epoch": 0})
+    read = Path.read_bytes
+
+    def read_then_replaced(self):
+        content = read(self)
+        save_checkpoint(path, {"x": torch.ones(1000)}, {"epoch": 1})
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_then_replaced)
+    tensors, values = load_checkpoint(path)
+    assert values == {"epoch": 0}
+    assert not tensors["x"].any()

@@ -188,15 +188,30 @@ def test_errors_that_compensate_in_every_system_compensate_in_the_sum(rbm, monke
     gradient.add_rung()
     noise = 0.02 * torch.from_numpy(np.random.default_rng(0).normal(size=n))
     gradient._constant.zero_()
-    gradient._sums[0], gradient._sums[1] = torch.exp(noise), 1.0
+    gradient._sums[:, 0], gradient._sums[:, 1] = torch.exp(noise), 1.0
     errors = []
     for sign in (1, -1):
-        works = [(sign * noise, -sign * noise)]  # ΔF of the top pair, without any dissipation
+        works = 10 * [(sign * noise, -sign * noise)]  # ΔF of the top pair, without any dissipation
         monkeypatch.setattr(gradient, "_works", lambda *_, works=works: works)
         errors.append(gradient.measure()["log_partition_stderr"])
     single = float(noise.std()) / math.sqrt(n)
     assert errors[0] < 0.1 * single
     assert errors[1] == pytest.approx(2 * single, rel=0.05)
+
+
+def test_what_the_last_rounds_say_otherwise_is_in_the_error(rbm):
+    """Replicas still on their way move the shorter memory before the longer one."""
+    gradient = gradient_estimator(
+        rbm(6, 4, scale=0.0), TrainingOptions(method="ptt", batch_size=40), RandomStream(0)
+    )
+    gradient.add_rung()
+    gradient._sums[:] = 1.0
+    at_rest = gradient.measure()
+    gradient._sums[1, 0] *= math.exp(0.7)
+    moving = gradient.measure()
+    assert moving["log_partition"] == at_rest["log_partition"]
+    assert at_rest["log_partition_stderr"] < 1e-6
+    assert moving["log_partition_stderr"] == pytest.approx(0.7, rel=1e-6)
 
 
 # ---- the chains ----------------------------------------------------------------------------------

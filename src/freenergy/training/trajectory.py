@@ -37,8 +37,11 @@ _DIVERGENCE = 2.0
 """Symmetric Kullback-Leibler divergence of neighbours, in nats, beyond which a gap is filled."""
 _MEMORY = 0.5
 """Weight of the past in the running acceptance, for each round of exchanges."""
-_FORGET = 0.98
-"""Weight of the past in what is counted on the ladder, for each round."""
+_FORGET = (0.98, 0.9)
+"""Weight of the past in what is counted on the ladder, for each round: two memories.
+
+The longer one gives the value. Replicas that are still on their way move the shorter one first.
+"""
 _MIN_CHAINS = 40
 """Chains below which the running acceptance is taken over more rounds."""
 _MEASURE_STEPS = 10
@@ -85,10 +88,10 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         self._system = Tempering(ladder, visible, self.random)
         n_pairs, n = len(ladder) - 2, visible.shape[1]
         # For each pair of finished rungs: Bennett's constant, and for each system the sums of the
-        # two averages whose ratio corrects it, which hold for any constant.
+        # two averages whose ratio corrects it, which hold for any constant, in each memory.
         zeros = self.model.weight.new_zeros
         self._constant = zeros(n_pairs, dtype=torch.float64)
-        self._sums = zeros(2, n_pairs, n, dtype=torch.float64)
+        self._sums = zeros(len(_FORGET), 2, n_pairs, n, dtype=torch.float64)
         self._rounds = zeros(n_pairs, dtype=torch.float64)
 
     @property
@@ -119,7 +122,7 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         system.ladder.set_top(model, beta)
         system.place_top(model.sample_visible(self.chain, self.random, beta))
         # The ladder grows and its new rungs are not at rest yet: old rounds count less and less.
-        system.forget(_FORGET)
+        system.forget(_FORGET[0])
         exchange = system.round()
         self._count(exchange)
         self.chain = system.draw_top_hidden()
@@ -134,8 +137,8 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
 
     def _count(self, exchange: Exchange) -> None:
         n_finished = len(self._constant)
-        self._sums *= _FORGET
-        self._rounds *= _FORGET
+        self._sums *= self._sums.new_tensor(_FORGET)[:, None, None, None]
+        self._rounds *= _FORGET[0]
         for i, pair in enumerate(range(n_finished + 1)[exchange.lower]):
             if pair < n_finished:
                 self._add(pair, exchange.forward[i], exchange.backward[i])
@@ -143,8 +146,8 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
     def _add(self, pair: int, forward: Tensor, backward: Tensor) -> None:
         """Count works between finished rungs, one of each system."""
         constant = self._constant[pair]
-        self._sums[0, pair] += torch.sigmoid(constant - forward.double())
-        self._sums[1, pair] += torch.sigmoid(-constant - backward.double())
+        self._sums[:, 0, pair] += torch.sigmoid(constant - forward.double())
+        self._sums[:, 1, pair] += torch.sigmoid(-constant - backward.double())
         self._rounds[pair] += 1
 
     @torch.no_grad()
@@ -162,7 +165,7 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         counts = self._constant, self._sums, self._rounds
         self._build(system.ladder.at(positions), system.visible[nearest])
         n = old - 2
-        self._constant[:n], self._sums[:, :n], self._rounds[:n] = (
+        self._constant[:n], self._sums[..., :n, :], self._rounds[:n] = (
             counts[0],
             counts[1],
             counts[2],
@@ -198,16 +201,21 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         visible = torch.stack(
             [system.visible[-2], self.model.sample_visible(self.chain, random, beta)]
         )
-        top = _bennett(self._works(len(system.ladder) - 2, visible, random))
+        works = self._works(len(system.ladder) - 2, visible, random)
+        top = _bennett(works)
+        # What the second half of the steps says otherwise, and what the shorter memory does.
+        drift = top.value - _bennett(works[_MEASURE_STEPS // 2 :]).value
         log_z, influence = system.ladder.base_log_partition() - top.value, -top.influence
         for pair in range(len(self._constant)):
-            forth, back = (sums[pair].cpu().numpy() for sums in self._sums)
-            log_z += math.log(forth.mean() / back.mean()) - float(self._constant[pair])
+            (forth, back), recent = self._sums[:, :, pair].cpu().numpy()
+            step = math.log(forth.mean() / back.mean())
+            log_z += step - float(self._constant[pair])
+            drift += math.log(recent[0].mean() / recent[1].mean()) - step
             influence = influence + forth / forth.mean() - back / back.mean()
         acceptance = system.acceptance
         return {
             "log_partition": log_z,
-            "log_partition_stderr": standard_error(influence),
+            "log_partition_stderr": math.hypot(standard_error(influence), drift),
             "ladder_rungs": len(system.ladder),
             "exchange_acceptance": (
                 float(np.nanmin(acceptance)) if np.isfinite(acceptance).any() else math.nan
