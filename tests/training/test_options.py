@@ -50,6 +50,7 @@ IMPOSSIBLE = [
     ("beta", -1.0),
     ("beta", math.inf),
     ("weight_constraint", "l3"),
+    ("optimizer", "lion"),
 ]
 
 
@@ -119,3 +120,8 @@ def test_the_learning_rate_decays_hyperbolically():
     rates = [options.learning_rate_at(t) for t in range(4)]
     assert rates == pytest.approx([0.3, 0.2, 0.15, 0.12])
     assert TrainingOptions(learning_rate=0.3).learning_rate_at(100) == 0.3
+
+
+def test_adam_takes_no_momentum_that_it_would_pass_over():
+    with pytest.raises(ValueError, match="momentum has no effect with optimizer='adam'"):
+        TrainingOptions(optimizer="adam", momentum=0.5)

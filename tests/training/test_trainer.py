@@ -32,6 +32,8 @@ VARIANTS = [
     {"method": "pcd", "n_chains": 7, "momentum": 0.9, "centered": False},
     {"method": "emf"},
     {"method": "emf", "mean_field_order": 3, "momentum": 0.9, "l2": 1e-3},
+    {"method": "pcd", "optimizer": "adam", "l1": 1e-4},
+    {"method": "emf", "optimizer": "rmsprop", "momentum": 0.5},
     {"method": "emf", "persistent": False, "centered": False, "l1": 1e-3},
 ]
 
@@ -497,10 +499,11 @@ def test_a_state_is_a_copy(start, data):
 def test_a_state_holds_all_that_the_next_update_needs(start, data):
     x = data(55)
     trainer = start(x, n_epochs=1, momentum=0.5, method="pcd")
-    assert not any(name.startswith("momentum") for name in trainer.state()[0])
+    assert not any(name.startswith("optimizer") for name in trainer.state()[0])
     trainer.fit(rows_of(x))
     parameters = {"weight", "visible_bias", "hidden_bias"}
-    expected = {f"{kind}.{name}" for kind in ("model", "momentum") for name in parameters}
+    kinds = ("model", "optimizer.momentum_buffer")
+    expected = {f"{kind}.{name}" for kind in kinds for name in parameters}
     expected |= {"gradient.chain", "gradient.offset_visible", "gradient.offset_hidden"}
     assert set(trainer.state()[0]) == expected
 

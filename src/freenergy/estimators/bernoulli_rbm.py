@@ -93,6 +93,8 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     centered : bool, default=False
         Use the centred gradient, which learns better where many pixels are mostly on. False is
         scikit-learn's update.
+    optimizer : {"sgd", "adam", "rmsprop"}, default="sgd"
+        Torch's; scikit-learn follows the plain gradient, as "sgd" does.
     momentum : float, default=0.0
     learning_rate_decay : float, default=0.0
         Pass *t* (from 0) uses ``learning_rate / (1 + learning_rate_decay * t)``.
@@ -181,6 +183,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         mean_field_order: int = 2,
         beta: float = 1.0,
         centered: bool = False,
+        optimizer: str = "sgd",
         momentum: float = 0.0,
         learning_rate_decay: float = 0.0,
         l1: float = 0.0,
@@ -208,6 +211,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self.mean_field_order = mean_field_order
         self.beta = beta
         self.centered = centered
+        self.optimizer = optimizer
         self.momentum = momentum
         self.learning_rate_decay = learning_rate_decay
         self.l1 = l1

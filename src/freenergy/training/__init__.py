@@ -2,8 +2,8 @@
 
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from freenergy.training.estimators import gradient_estimator
-from freenergy.training.options import TrainingOptions
-from freenergy.training.rows import Rows, as_rows
+from freenergy.training.options import LoopOptions, TrainingOptions
+from freenergy.training.rows import LabelledBatch, LabelledRows, Rows, as_rows
 from freenergy.training.run import RunConfig, RunDirectory, RunError, load_model
 from freenergy.training.stopping import EntropyCollapse, StopTraining
 from freenergy.training.trainer import DivergenceError, Trainer, initialize
@@ -12,6 +12,9 @@ __all__ = [
     "CheckpointError",
     "DivergenceError",
     "EntropyCollapse",
+    "LabelledBatch",
+    "LabelledRows",
+    "LoopOptions",
     "Rows",
     "RunConfig",
     "RunDirectory",

@@ -10,44 +10,43 @@ from typing import Any, Self
 
 from freenergy.normalization.constraints import CONSTRAINTS
 
-__all__ = ["METHODS", "TrainingOptions", "check_whole"]
+__all__ = [
+    "METHODS",
+    "OPTIMIZERS",
+    "LoopOptions",
+    "TrainingOptions",
+    "check_not_negative",
+    "check_one_of",
+    "check_positive",
+    "check_share",
+    "check_whole",
+]
 
 METHODS = ("cd", "pcd", "emf", "ptt")
 """Gradient estimators that :class:`TrainingOptions` knows."""
 
+OPTIMIZERS = ("sgd", "adam", "rmsprop")
+"""Optimisers that :class:`LoopOptions` knows."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    r"""Options of a training run.
+class LoopOptions:
+    r"""Options that every training has, whatever the model.
 
     Parameters
     ----------
-    method : {"pcd", "cd", "emf", "ptt"}, default="pcd"
-        Negative phase: persistent chains, chains started at the batch, the extended mean field, or
-        persistent chains exchanged with earlier models of the same training.
     n_epochs : int, default=10
         Passes over the data.
     batch_size : int, default=100
     learning_rate : float, default=0.01
     learning_rate_decay : float, default=0.0
         Epoch *t* (from 0) uses ``learning_rate / (1 + learning_rate_decay * t)``.
+    optimizer : {"sgd", "adam", "rmsprop"}, default="sgd"
+        Torch's, with its other options at their defaults.
     momentum : float, default=0.0
-        As in :class:`torch.optim.SGD`.
+        As in :class:`torch.optim.SGD` and :class:`torch.optim.RMSprop`; Adam has its own.
     l1, l2 : float, default=0.0
         Decay of the weights (not of the biases): gradients of ``l1 * |W|₁`` and ``l2/2 * |W|₂²``.
-    n_steps : int, default=1
-        Gibbs steps (cd, pcd, ptt) or mean-field sweeps (emf) for each update.
-    n_chains : int or None, default=None
-        Persistent chains or mean-field states; None is ``batch_size``. Where the
-        negative phase starts at the batch there are as many as it has rows.
-    mean_field_order : {1, 2, 3}, default=2
-        Of the extended mean field: naive, TAP, or TAP to third order.
-    damping : float, default=0.5
-        Of the mean-field sweeps.
-    persistent : bool, default=True
-        Whether mean-field states go on from update to update, or start at each batch.
-    centered : bool, default=True
-        Subtract running means of the units in the gradient, which makes it invariant to flips.
     beta : float, default=1.0
         Inverse temperature at which the model is trained.
     weight_constraint : {"l1", "l2", "frobenius"} or None, default=None
@@ -65,63 +64,47 @@ class TrainingOptions:
 
     Examples
     --------
-    >>> TrainingOptions(method="emf", n_steps=3).mean_field_order
-    2
-    >>> TrainingOptions(momentum=1.5)
+    >>> LoopOptions(learning_rate=0.1, learning_rate_decay=1.0).learning_rate_at(1)
+    0.05
+    >>> LoopOptions(momentum=1.5)
     Traceback (most recent call last):
         ...
     ValueError: momentum must lie in [0, 1), got 1.5
     """
 
-    method: str = "pcd"
     n_epochs: int = 10
     batch_size: int = 100
     learning_rate: float = 0.01
     learning_rate_decay: float = 0.0
+    optimizer: str = "sgd"
     momentum: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
-    n_steps: int = 1
-    n_chains: int | None = None
-    mean_field_order: int = 2
-    damping: float = 0.5
-    persistent: bool = True
-    centered: bool = True
     beta: float = 1.0
     weight_constraint: str | None = None
     max_norm: float | None = None
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, METHODS)
-        _one_of("weight_constraint", self.weight_constraint, (None, *CONSTRAINTS))
+        check_one_of("optimizer", self.optimizer, OPTIMIZERS)
+        check_one_of("weight_constraint", self.weight_constraint, (None, *CONSTRAINTS))
         check_whole("n_epochs", self.n_epochs, 0)
-        for name in ("batch_size", "n_steps", "mean_field_order"):
-            check_whole(name, getattr(self, name), 1)
-        _one_of("mean_field_order", self.mean_field_order, (1, 2, 3))
-        if self.n_chains is not None:
-            check_whole("n_chains", self.n_chains, 1)
+        check_whole("batch_size", self.batch_size, 1)
         for name in ("learning_rate", "beta"):
-            _positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         for name in ("learning_rate_decay", "l1", "l2"):
-            if _finite(name, getattr(self, name)) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("momentum", "damping"):
-            if not 0 <= _finite(name, getattr(self, name)) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+            check_not_negative(name, getattr(self, name))
+        check_share("momentum", self.momentum)
+        if self.momentum and self.optimizer == "adam":
+            raise ValueError("momentum has no effect with optimizer='adam', which has its own")
         if self.weight_constraint is not None:
             if self.max_norm is None:
                 raise ValueError(
                     f"weight_constraint={self.weight_constraint!r} needs max_norm, the norm to hold"
                 )
-            _positive("max_norm", self.max_norm)
+            check_positive("max_norm", self.max_norm)
         elif self.max_norm is not None:
             raise ValueError("max_norm has no effect without weight_constraint; set both")
-
-    @property
-    def chains(self) -> int:
-        """Number of chains or mean-field states."""
-        return self.batch_size if self.n_chains is None else self.n_chains
 
     def learning_rate_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
@@ -148,7 +131,66 @@ class TrainingOptions:
         return cls(**values)
 
 
-def _one_of(name: str, value: object, known: tuple[object, ...]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(LoopOptions):
+    r"""Options of the training of an RBM: those of :class:`LoopOptions`, and of the negative phase.
+
+    Parameters
+    ----------
+    method : {"pcd", "cd", "emf", "ptt"}, default="pcd"
+        Negative phase: persistent chains, chains started at the batch, the extended mean field, or
+        persistent chains exchanged with earlier models of the same training.
+    n_steps : int, default=1
+        Gibbs steps (cd, pcd, ptt) or mean-field sweeps (emf) for each update.
+    n_chains : int or None, default=None
+        Persistent chains or mean-field states; None is ``batch_size``. Where the
+        negative phase starts at the batch there are as many as it has rows.
+    mean_field_order : {1, 2, 3}, default=2
+        Of the extended mean field: naive, TAP, or TAP to third order.
+    damping : float, default=0.5
+        Of the mean-field sweeps.
+    persistent : bool, default=True
+        Whether mean-field states go on from update to update, or start at each batch.
+    centered : bool, default=True
+        Subtract running means of the units in the gradient, which makes it invariant to flips.
+
+    Raises
+    ------
+    ValueError
+        When an option is impossible; the message names it.
+
+    Examples
+    --------
+    >>> TrainingOptions(method="emf", n_steps=3).mean_field_order
+    2
+    """
+
+    method: str = "pcd"
+    n_steps: int = 1
+    n_chains: int | None = None
+    mean_field_order: int = 2
+    damping: float = 0.5
+    persistent: bool = True
+    centered: bool = True
+
+    def __post_init__(self) -> None:
+        check_one_of("method", self.method, METHODS)
+        super().__post_init__()
+        for name in ("n_steps", "mean_field_order"):
+            check_whole(name, getattr(self, name), 1)
+        check_one_of("mean_field_order", self.mean_field_order, (1, 2, 3))
+        if self.n_chains is not None:
+            check_whole("n_chains", self.n_chains, 1)
+        check_share("damping", self.damping)
+
+    @property
+    def chains(self) -> int:
+        """Number of chains or mean-field states."""
+        return self.batch_size if self.n_chains is None else self.n_chains
+
+
+def check_one_of(name: str, value: object, known: tuple[object, ...]) -> None:
+    """Refuse a value that is not one of those known, by name."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
@@ -168,13 +210,26 @@ def check_whole(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
+def check_positive(name: str, value: object) -> None:
+    """Refuse what is not a positive, finite number, by name."""
+    if _finite(name, value) <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+
+
+def check_not_negative(name: str, value: object) -> None:
+    """Refuse what is not a finite number of at least 0, by name."""
+    if _finite(name, value) < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")
+
+
+def check_share(name: str, value: object) -> None:
+    """Refuse what does not lie in [0, 1), by name."""
+    if not 0 <= _finite(name, value) < 1:
+        raise ValueError(f"{name} must lie in [0, 1), got {value}")
+
+
 def _finite(name: str, value: object) -> float:
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not math.isfinite(value):  # type: ignore[arg-type]
         raise ValueError(f"{name} must be a finite number, got {value!r}")
     return float(value)  # type: ignore[arg-type]
-
-
-def _positive(name: str, value: object) -> None:
-    if _finite(name, value) <= 0:
-        raise ValueError(f"{name} must be positive, got {value}")

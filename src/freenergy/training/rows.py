@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-__all__ = ["DenseRows", "Rows", "SparseRows", "as_rows"]
+__all__ = ["DenseRows", "LabelledBatch", "LabelledRows", "Rows", "SparseRows", "as_rows"]
 
 
 class Rows(Protocol):
@@ -93,6 +93,63 @@ class SparseRows:
         # SciPy's own sum runs in the matrix's precision, whatever its ``dtype`` says.
         total = np.bincount(self.data.indices, weights=self.data.data, minlength=self.width)
         return torch.from_numpy(total / len(self)).to(device=self.device, dtype=self.dtype)
+
+
+class LabelledBatch(NamedTuple):
+    """Rows with their labels and weights, as a supervised gradient takes them.
+
+    Attributes
+    ----------
+    rows : Tensor of shape (n, n_features)
+    labels : Tensor
+        Of shape (n,): the classes' numbers, -1 where a row has none; or the targets of a
+        regression.
+    weights : Tensor of shape (n,) or None
+        Of the rows in the mean; None is one for each.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    weights: Tensor | None
+
+
+class LabelledRows:
+    """Rows with a label each, and perhaps a weight.
+
+    Examples
+    --------
+    >>> import torch
+    >>> rows = LabelledRows(DenseRows(torch.eye(3)), torch.tensor([0, 1, -1]))
+    >>> rows.take(slice(1, 3)).labels
+    tensor([ 1, -1])
+    """
+
+    def __init__(self, rows: Rows, labels: Tensor, weights: Tensor | None = None) -> None:
+        self.rows = rows
+        self.labels = labels
+        self.weights = weights
+
+    @property
+    def width(self) -> int:
+        """Number of columns, without the labels."""
+        return self.rows.width
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: Tensor | slice) -> LabelledBatch:
+        """The rows at these positions, with labels and weights."""
+        weights = None if self.weights is None else self.weights[index]
+        return LabelledBatch(self.rows.take(index), self.labels[index], weights)
+
+    def part(self, index: Tensor) -> LabelledRows:
+        """The rows at these positions, as labelled rows again."""
+        weights = None if self.weights is None else self.weights[index]
+        return LabelledRows(self.rows.part(index), self.labels[index], weights)
+
+    def mean(self) -> Tensor:
+        """Mean of each column."""
+        return self.rows.mean()
 
 
 def as_rows(data: np.ndarray | Tensor | sp.sparray | sp.spmatrix, like: Tensor) -> Rows:

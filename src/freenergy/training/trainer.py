@@ -1,29 +1,47 @@
-"""The training loop, one for every gradient estimator."""
+"""The training loop, one for every model and every way to its gradient."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from freenergy.models import RBM
 from freenergy.normalization.constraints import apply_constraint
 from freenergy.random import RandomStream
 from freenergy.training.estimators import gradient_estimator
-from freenergy.training.options import TrainingOptions
-from freenergy.training.rows import Rows
+from freenergy.training.options import LoopOptions, TrainingOptions
+from freenergy.training.rows import LabelledRows, Rows
 from freenergy.training.stopping import StopTraining
 
-__all__ = ["DivergenceError", "Monitor", "Trainer", "has_diverged", "initialize"]
+__all__ = ["DivergenceError", "Gradient", "Monitor", "Trainer", "has_diverged", "initialize"]
 
-Monitor = Callable[[RBM], dict[str, Any]]
+Monitor = Callable[[Any], dict[str, Any]]
 """An instrument: reads a model after an epoch and returns named numbers for the history."""
 
-_PARAMETERS = ("weight", "visible_bias", "hidden_bias")
+
+class Gradient(Protocol):
+    """A way to the gradient of what is minimised, for one model."""
+
+    def compute(self, batch: Any) -> None:
+        """Write the gradient for a batch, as its rows gave it, into the parameters' ``.grad``."""
+        ...
+
+    def measure(self) -> dict[str, Any]:
+        """Numbers that the estimator knows of the model, for the history of an epoch."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that must persist between updates, by name."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from tensors that :meth:`state` returned."""
+        ...
 
 
 class DivergenceError(RuntimeError):
@@ -31,13 +49,14 @@ class DivergenceError(RuntimeError):
 
 
 @torch.no_grad()
-def has_diverged(model: RBM, beta: float = 1.0) -> bool:
+def has_diverged(model: nn.Module, beta: float = 1.0) -> bool:
     """Whether a parameter is not finite, or so large that rounding swallows a change of one nat.
 
     The gradients of sampling are bounded, so that a rate far too high need not end in NaN.
     """
-    limit = 1.0 / torch.finfo(model.weight.dtype).eps
-    return not all(bool((beta * p.abs() < limit).all()) for p in model.parameters())
+    return not all(
+        bool((beta * p.abs() < 1.0 / torch.finfo(p.dtype).eps).all()) for p in model.parameters()
+    )
 
 
 @torch.no_grad()
@@ -64,11 +83,14 @@ class Trainer:
 
     Parameters
     ----------
-    model : RBM
-        Trained in place; see :func:`initialize` for its start.
-    options : TrainingOptions
+    model : nn.Module
+        Trained in place; see :func:`initialize` for the start of an RBM.
+    options : LoopOptions
+        For an RBM :class:`~freenergy.training.TrainingOptions`.
     random : RandomStream
-        Source of the chains' draws, on the model's device.
+        Source of the gradient's draws, on the model's device.
+    gradient : Gradient or None, default=None
+        Way to the gradient; None is the one that ``options.method`` names for an RBM.
     order : RandomStream or None, default=None
         Source of the order of rows; None is ``random``. A stream of its own keeps the order of
         the rows the same for every method.
@@ -103,38 +125,33 @@ class Trainer:
 
     def __init__(
         self,
-        model: RBM,
-        options: TrainingOptions,
+        model: nn.Module,
+        options: LoopOptions,
         random: RandomStream,
         *,
+        gradient: Gradient | None = None,
         order: RandomStream | None = None,
         monitors: Sequence[Monitor] = (),
         monitor_every: int = 1,
     ) -> None:
-        self.model = model
-        self.options = options
+        # Of whatever type the gradient takes.
+        self.model: Any = model
+        self.options: Any = options
         self.random = random
         self.order = random if order is None else order
         self.monitors = tuple(monitors)
         self.monitor_every = monitor_every
-        self.gradient = gradient_estimator(model, options, random)
-        groups: list[dict[str, Any]] = [
-            {"params": [model.weight], "weight_decay": options.l2},
-            {"params": [model.visible_bias, model.hidden_bias]},
-        ]
-        self.optimizer = torch.optim.SGD(
-            groups,
-            lr=options.learning_rate,
-            momentum=options.momentum,
-            fused=True,
-        )
+        if gradient is None:
+            gradient = gradient_estimator(cast(RBM, model), cast(TrainingOptions, options), random)
+        self.gradient = gradient
+        self.optimizer = _optimizer(model, options)
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.certificate: dict[str, Any] | None = None
 
     def fit(
         self,
-        rows: Rows,
+        rows: Rows | LabelledRows,
         *,
         on_epoch: Callable[[Trainer], None] | None = None,
         on_batch: Callable[[int], None] | None = None,
@@ -143,11 +160,12 @@ class Trainer:
 
         Parameters
         ----------
-        rows : Rows
+        rows : Rows or LabelledRows
             The data; all rows are visited in each epoch.
         on_epoch : callable, default=None
             Called with the trainer after each epoch, its record already in ``history``. It may
-            raise :class:`~freenergy.training.StopTraining` to end training with a warning.
+            raise :class:`~freenergy.training.StopTraining` to end training, with its message as a
+            warning where it has one.
         on_batch : callable, default=None
             Called with the number of rows of each batch, for a progress bar.
 
@@ -172,10 +190,11 @@ class Trainer:
                 try:
                     on_epoch(self)
                 except StopTraining as stop:
-                    warnings.warn(str(stop), UserWarning, stacklevel=2)
+                    if str(stop):
+                        warnings.warn(str(stop), UserWarning, stacklevel=2)
                     return
 
-    def _run_epoch(self, rows: Rows, on_batch: Callable[[int], None] | None) -> None:
+    def _run_epoch(self, rows: Rows | LabelledRows, on_batch: Callable[[int], None] | None) -> None:
         begin = time.perf_counter()
         options, n = self.options, len(rows)
         rate = options.learning_rate_at(self.epoch)
@@ -208,29 +227,33 @@ class Trainer:
             _add_likelihoods(record, options.beta)
         self.history.append(record)
 
-    def update(self, batch: Tensor) -> None:
-        """Follow the gradient of one batch of shape (n, n_visible)."""
+    def update(self, batch: Any) -> None:
+        """Follow the gradient of one batch: rows of shape (n, n_features), labelled or not."""
         self.gradient.compute(batch)
-        weight = self.model.weight
-        if self.options.l1 > 0 and weight.grad is not None:
-            weight.grad.add_(weight.detach().sign(), alpha=self.options.l1)
+        if self.options.l1 > 0:
+            for weight in _weights(self.model):
+                if weight.grad is not None:
+                    weight.grad.add_(weight.detach().sign(), alpha=self.options.l1)
         self.optimizer.step()
 
     def constrain(self) -> None:
         """Apply the constraint on the weights, where ``options`` asks for one."""
-        options = self.options
-        if options.weight_constraint is not None and options.max_norm is not None:
-            apply_constraint(self.model.weight, options.weight_constraint, options.max_norm)
+        options, weight = self.options, getattr(self.model, "weight", None)
+        if options.weight_constraint is None or options.max_norm is None:
+            return
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{type(self.model).__name__} has no weights that can be constrained")
+        apply_constraint(weight, options.weight_constraint, options.max_norm)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the coming updates depend on: copied tensors, and values for JSON."""
         tensors: dict[str, Tensor] = {}
         tensors |= {f"model.{name}": p for name, p in self.model.named_parameters()}
         tensors |= {f"gradient.{name}": t for name, t in self.gradient.state().items()}
-        for name in _PARAMETERS:
-            buffer = self.optimizer.state[getattr(self.model, name)].get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                if value is not None:
+                    tensors[f"optimizer.{key}.{name}"] = value
         meta = {
             "options": self.options.to_dict(),
             "epoch": self.epoch,
@@ -247,16 +270,35 @@ class Trainer:
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])
         self.gradient.restore(_with_prefix(tensors, "gradient."))
-        momentum = _with_prefix(tensors, "momentum.")
-        for name in _PARAMETERS:
-            parameter = getattr(self.model, name)
-            buffer = momentum[name].to(parameter, copy=True) if name in momentum else None
-            self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        stored = _with_prefix(tensors, "optimizer.")
+        for name, parameter in self.model.named_parameters():
+            self.optimizer.state[parameter] = {
+                key: value.to(parameter.device, copy=True)
+                for key, value in _of_parameter(stored, name).items()
+            }
         self.epoch = meta["epoch"]
         self.history = list(meta["history"])
         self.certificate = meta.get("certificate")
         self.random.restore(meta["random"])
         self.order.restore(meta["order"])
+
+
+def _weights(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that decay: matrices, not biases."""
+    return [p for p in model.parameters() if p.dim() > 1]
+
+
+def _optimizer(model: nn.Module, options: LoopOptions) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = [
+        {"params": _weights(model), "weight_decay": options.l2},
+        {"params": [p for p in model.parameters() if p.dim() <= 1]},
+    ]
+    rate, momentum = options.learning_rate, options.momentum
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=True)
+    if options.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=rate, fused=True)
+    return torch.optim.RMSprop(groups, lr=rate, momentum=momentum)
 
 
 def _add_likelihoods(record: dict[str, Any], beta: float) -> None:
@@ -273,4 +315,14 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
         if name.startswith(prefix)
+    }
+
+
+def _of_parameter(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """What an optimiser stores of one parameter, by its own keys, which have no dots."""
+    return {
+        key: tensor
+        for path, tensor in tensors.items()
+        for key, _, parameter in [path.partition(".")]
+        if parameter == name
     }
