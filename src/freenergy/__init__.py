@@ -8,10 +8,12 @@
 
 from freenergy import data, inference, models, normalization, thermodynamics, training
 from freenergy._version import __version__
-from freenergy.estimators import BernoulliRBM
+from freenergy.estimators import BernoulliRBM, RBMClassifier, UnrolledRBMClassifier
 
 __all__ = [
     "BernoulliRBM",
+    "RBMClassifier",
+    "UnrolledRBMClassifier",
     "__version__",
     "data",
     "inference",

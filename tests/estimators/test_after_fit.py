@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from freenergy import BernoulliRBM
-from freenergy.estimators import bernoulli_rbm
+from freenergy.estimators import base
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_the_constraint_holds_after_every_update(X):
 
 def test_the_score_of_a_row_is_the_same_in_every_block(rbm, X, monkeypatch):
     rows = np.repeat(X[:1], 30, axis=0)
-    monkeypatch.setattr(bernoulli_rbm, "_BLOCK_ELEMENTS", 42)
+    monkeypatch.setattr(base, "_BLOCK_ELEMENTS", 42)
     assert len(set(rbm.score_samples(rows))) == 1
 
 

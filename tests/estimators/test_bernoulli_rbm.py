@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.exceptions import NotFittedError
 
 import freenergy as fe
+from freenergy.estimators import base
 from freenergy.estimators import bernoulli_rbm as module
 from freenergy.inference import exact
 from freenergy.random import RandomStream
@@ -199,7 +200,7 @@ def test_rows_are_answered_in_blocks_as_in_one(binary, small, monkeypatch):
     rbm = small().fit(X)
     names = ("transform", "free_energy")
     whole = [getattr(rbm, name)(X) for name in names] + [rbm.score_samples(X, method="exact")]
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 60)
+    monkeypatch.setattr(base, "_BLOCK_ELEMENTS", 60)
     for Z in (X, sp.csr_array(X)):
         parts = [getattr(rbm, name)(Z) for name in names] + [rbm.score_samples(Z, method="exact")]
         for part, expected in zip(parts, whole, strict=True):

@@ -1,5 +1,7 @@
 """The scikit-learn face: validation and conversion, nothing else."""
 
 from freenergy.estimators.bernoulli_rbm import BernoulliRBM
+from freenergy.estimators.rbm_classifier import RBMClassifier
+from freenergy.estimators.unrolled_rbm_classifier import UnrolledRBMClassifier
 
-__all__ = ["BernoulliRBM"]
+__all__ = ["BernoulliRBM", "RBMClassifier", "UnrolledRBMClassifier"]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import numbers
 import operator
-import os
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn.utils import skip_init
 
-from freenergy._version import __version__
-from freenergy.estimators.validation import check_finite, check_range, unchanged_on_error
+from freenergy.estimators.base import TorchEstimator, as_array, as_device, order_stream
+from freenergy.estimators.validation import check_range, unchanged_on_error
 from freenergy.inference import (
     Ladder,
     LogLikelihood,
@@ -34,27 +30,18 @@ from freenergy.inference import (
 from freenergy.models import RBM
 from freenergy.random import RandomStream
 from freenergy.thermodynamics import EffectiveTemperature, effective_temperature
-from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from freenergy.training.options import TrainingOptions, check_whole
 from freenergy.training.rows import Rows, as_rows
 from freenergy.training.run import model_spec
-from freenergy.training.trainer import (
-    DivergenceError,
-    Monitor,
-    Trainer,
-    has_diverged,
-    initialize,
-)
+from freenergy.training.trainer import Monitor, Trainer, initialize
 
 __all__ = ["BernoulliRBM"]
 
-_DTYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
 _WATCHED_ROWS = 1000
 _START_ROWS = 10_000
-_BLOCK_ELEMENTS = 2**24
 
 
-class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
     r"""Restricted Boltzmann machine with 0/1 units, a drop-in for scikit-learn's class.
 
     The parameters down to ``random_state``, the attributes and the methods that scikit-learn's
@@ -168,6 +155,9 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     ((4, 2), (5, 3))
     """
 
+    _options_type = TrainingOptions
+    model_: RBM
+
     def __init__(
         self,
         n_components: int = 256,
@@ -255,24 +245,26 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """
         with unchanged_on_error(self):
             rows, dtype = self._training_rows(X, reset=True)
-            held_out: Rows | None = None
-            if self.validation_fraction:
-                rows, held_out = self._split(rows)
-            trainer = self._start(rows, dtype)
-            trainer.monitors = self._instruments(rows, held_out)
-        try:
-            trainer.fit(rows, on_epoch=self._after_epoch)
-        except DivergenceError:
-            self._publish(trainer)
-            raise
-        except KeyboardInterrupt:
-            warnings.warn(
-                f"training was interrupted; the model of pass {trainer.epoch} is kept",
-                UserWarning,
-                stacklevel=2,
-            )
-        self._publish(trainer)
+            trainer, rows = self._prepare(rows, dtype)
+        self._train(trainer, rows, self._after_epoch)
         return self
+
+    def _fit_rows(self, rows: Rows, dtype: torch.dtype) -> Self:
+        """Fit to rows that are validated already."""
+        self.n_features_in_ = rows.width
+        trainer, rows = self._prepare(rows, dtype)
+        self._train(trainer, rows, self._after_epoch)
+        return self
+
+    def _prepare(self, rows: Rows, dtype: torch.dtype) -> tuple[Trainer, Rows]:
+        """A trainer with its instruments, and the rows to learn from."""
+        held_out: Rows | None = None
+        if self.validation_fraction:
+            kept, watched = self._held_out(len(rows))
+            rows, held_out = rows.part(kept), rows.part(watched)
+        trainer = self._start(rows, dtype)
+        trainer.monitors = self._instruments(rows, held_out)
+        return trainer, rows
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Make one update with all rows of ``X`` as one batch.
@@ -300,36 +292,9 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 self._refuse_changes()
             rows, dtype = self._training_rows(X, reset=first)
             trainer = self._start(rows, dtype) if first else self._trainer
-            before = trainer.state()
-            try:
-                self._update(trainer, rows)
-            except BaseException:
-                trainer.restore(*before)
-                raise
+            self._update(trainer, rows.take(slice(0, len(rows))))
         self._publish(trainer)
         return self
-
-    def _update(self, trainer: Trainer, rows: Rows) -> None:
-        for group in trainer.optimizer.param_groups:
-            group["lr"] = float(self.learning_rate)
-        trainer.update(rows.take(slice(0, len(rows))))
-        trainer.constrain()
-        if has_diverged(trainer.model, self.beta):
-            raise DivergenceError(
-                "the parameters diverged in this update, which was undone; lower "
-                f"learning_rate (now {self.learning_rate:g})"
-            )
-
-    def _refuse_changes(self) -> None:
-        """Parameters that a started training cannot take over would be passed over in silence."""
-        started, asked = self._trainer.options.to_dict(), self._options().to_dict()
-        free = {"learning_rate", "learning_rate_decay", "n_epochs", "batch_size", "shuffle"}
-        changed = [name for name in started if name not in free and started[name] != asked[name]]
-        if changed:
-            raise ValueError(
-                f"{', '.join(changed)} changed since training started; set the old value again, "
-                "or call fit to start anew"
-            )
 
     def transform(self, X: Any) -> np.ndarray:
         r"""Activation probabilities of the hidden units, :math:`p(h_j = 1 \mid v)`.
@@ -544,86 +509,6 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             model = Ladder.of([model], self._beta).model(0)
         return effective_temperature(model, rows.take(slice(0, len(rows))), method, **options)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted estimator to one safetensors file, atomically and without pickle.
-
-        Everything is kept that :meth:`partial_fit` needs to go on to the same bits, save
-        ``monitors`` and ``callback``, and a ``random_state`` that is a RandomState instance, which
-        becomes None.
-
-        Parameters
-        ----------
-        path : path-like
-        """
-        check_is_fitted(self)
-        tensors, values = self._trainer.state()
-        parameters = self.get_params(deep=False)
-        if not isinstance(self.random_state, numbers.Integral):
-            parameters["random_state"] = None
-        # Instruments are code, which a file of ours never holds.
-        del parameters["monitors"], parameters["callback"]
-        names = getattr(self, "feature_names_in_", None)
-        values |= {
-            "model": model_spec(self.model_),
-            "estimator": {
-                "class": type(self).__name__,
-                "version": __version__,
-                "parameters": {k: _plain(v) for k, v in parameters.items()},
-                "feature_names_in": None if names is None else list(names),
-            },
-        }
-        save_checkpoint(path, tensors, values)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: str | None = None) -> Self:
-        """Read what :meth:`save` wrote.
-
-        Parameters
-        ----------
-        path : path-like
-        device : str, default=None
-            Where to put the model; None is where it was trained.
-
-        Returns
-        -------
-        BernoulliRBM
-            Fitted.
-
-        Raises
-        ------
-        CheckpointError
-            When the file is missing, damaged, or holds another kind of model.
-        """
-        tensors, values = load_checkpoint(path)
-        saved = values.get("estimator", {})
-        if saved.get("class") != cls.__name__:
-            raise CheckpointError(f"{path} holds no {cls.__name__}")
-        try:
-            estimator = cls(**saved["parameters"])
-            if device is not None:
-                estimator.set_params(device=device)
-            model = skip_init(
-                RBM,
-                **values["model"],
-                dtype=tensors["model.weight"].dtype,
-                device=_torch_device(estimator.device),
-            )
-            seed = np.random.RandomState() if _is_legacy(values["random"]) else 0
-            random = RandomStream(seed, model.weight.device)
-            options = TrainingOptions.from_dict(values["options"])
-            trainer = _new_trainer(model, options, random, seed)
-            trainer.restore(tensors, values)
-            names = saved["feature_names_in"]
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise CheckpointError(
-                f"{path} holds no {cls.__name__} that can be read ({error})"
-            ) from error
-        estimator.n_features_in_ = model.n_visible
-        if names is not None:
-            estimator.feature_names_in_ = np.asarray(names, dtype=object)
-        estimator._publish(trainer)
-        return estimator
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
@@ -632,68 +517,23 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _options(self) -> TrainingOptions:
         check_whole("n_components", self.n_components, 1)
-        check_whole("n_iter", self.n_iter, 0)
-        names = {f.name: f.name for f in dataclasses.fields(TrainingOptions)} | {
-            "n_epochs": "n_iter"
-        }
-        return TrainingOptions(
-            **{option: _plain(getattr(self, name)) for option, name in names.items()}
-        )
+        options: TrainingOptions = super()._options()
+        return options
 
     def _training_rows(self, X: Any, reset: bool) -> tuple[Rows, torch.dtype]:
         self._options()
         matrix = self._validated(X, reset)
         if self.validate_range:
             check_range(matrix, 0.0, 1.0, getattr(self, "feature_names_in_", None))
-        dtype = _DTYPES[matrix.dtype] if reset else self.model_.weight.dtype
-        device = _torch_device(self.device) if reset else self._model_device()
-        return as_rows(matrix, torch.empty(0, dtype=dtype, device=device)), dtype
-
-    def _validated(self, X: Any, reset: bool) -> Any:
-        matrix = validate_data(
-            self,
-            X,
-            reset=reset,
-            accept_sparse="csr",
-            dtype=(np.float64, np.float32),
-            ensure_all_finite=False,
-        )
-        check_finite(matrix, getattr(self, "feature_names_in_", None))
-        return matrix
+        return self._as_rows(matrix, reset)
 
     def _start(self, rows: Rows, dtype: torch.dtype) -> Trainer:
-        device = _torch_device(self.device)
+        device = as_device(self.device)
         model = skip_init(RBM, rows.width, self.n_components, dtype=dtype, device=device)
         seed = self._seed()
         random = RandomStream(seed, device)
         initialize(model, rows, random, self.beta)
-        return _new_trainer(model, self._options(), random, seed)
-
-    def _seed(self) -> int | np.random.RandomState:
-        seed = self.random_state
-        if isinstance(seed, np.random.RandomState):
-            return seed
-        if seed is None:
-            # From NumPy's global state, so that np.random.seed makes it repeatable.
-            return int(check_random_state(None).randint(2**31))
-        check_whole("random_state", seed, 0)
-        if seed >= 2**32:
-            raise ValueError(f"random_state must be less than 2**32, got {seed}")
-        return int(seed)
-
-    def _split(self, rows: Rows) -> tuple[Rows, Rows]:
-        """Rows to learn from, and rows held out, drawn from the seed."""
-        share = float(self.validation_fraction)
-        n_held_out = round(share * len(rows)) if 0 < share < 1 else 0
-        if not 0 < n_held_out < len(rows):
-            raise ValueError(
-                f"validation_fraction={share:g} of {len(rows)} rows leaves no rows to learn from "
-                "or none to hold out"
-            )
-        seed = self._seed()
-        own = seed if isinstance(seed, np.random.RandomState) else np.random.SeedSequence([seed, 2])
-        order = RandomStream(own).permutation(len(rows))
-        return rows.part(order[n_held_out:]), rows.part(order[:n_held_out])
+        return Trainer(model, self._options(), random, order=order_stream(seed))
 
     def _instruments(self, rows: Rows, held_out: Rows | None) -> tuple[Monitor, ...]:
         if callable(self.monitors):
@@ -721,43 +561,37 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _publish(self, trainer: Trainer) -> None:
         """Set the fitted attributes from a trainer, which is kept for ``partial_fit``."""
+        super()._publish(trainer)
         model = trainer.model
-        trainer.monitors = ()
-        self._trainer = trainer
-        self._random = trainer.random
-        self.model_ = model
-        self.components_ = _array(model.weight.T)
-        self.intercept_hidden_ = _array(model.hidden_bias)
-        self.intercept_visible_ = _array(model.visible_bias)
+        self.components_ = as_array(model.weight.T)
+        self.intercept_hidden_ = as_array(model.hidden_bias)
+        self.intercept_visible_ = as_array(model.visible_bias)
         self._n_features_out = model.n_hidden
         state = trainer.gradient.state()
         self.__dict__.pop("h_samples_", None)  # A fit with another method may have left it.
         for name in ("chain", "hidden_state"):
             if name in state:
-                self.h_samples_ = _array(state[name])
-        columns = list(dict.fromkeys(name for record in trainer.history for name in record))
-        self.history_ = {name: [record.get(name) for record in trainer.history] for name in columns}
+                self.h_samples_ = as_array(state[name])
 
-    @property
-    def _beta(self) -> float:
-        """The inverse temperature of the fitted model, whatever ``set_params`` has done since."""
-        return self._trainer.options.beta
+    def _model_spec(self) -> dict[str, Any]:
+        return model_spec(self.model_)
 
-    def _model_device(self) -> torch.device:
-        return self.model_.weight.device
-
-    def _map_rows(self, X: Any, function: Any) -> np.ndarray:
-        """Apply a function of visible states to validated rows."""
-        check_is_fitted(self)
-        rows = as_rows(self._validated(X, reset=False), self.model_.weight.detach())
-        # In blocks, so that sparse rows are never all dense at once.
-        block = max(1, _BLOCK_ELEMENTS // max(self.model_.n_visible, self.model_.n_hidden))
-        parts = []
-        with torch.no_grad():
-            for start in range(0, len(rows), block):
-                result: Tensor = function(rows.take(slice(start, start + block)))
-                parts.append(result.cpu().numpy())
-        return np.concatenate(parts)
+    def _rebuild(
+        self,
+        tensors: dict[str, Tensor],
+        values: dict[str, Any],
+        options: TrainingOptions,
+        seed: int | np.random.RandomState,
+    ) -> Trainer:
+        model = skip_init(
+            RBM,
+            **values["model"],
+            dtype=tensors["model.weight"].dtype,
+            device=as_device(self.device),
+        )
+        self.n_features_in_ = model.n_visible
+        random = RandomStream(seed, model.weight.device)
+        return Trainer(model, options, random, order=order_stream(seed))
 
 
 class _FreeEnergy:
@@ -793,37 +627,3 @@ class _PseudoLikelihood:
         random = RandomStream(self.n_calls, model.weight.device)
         score = stochastic_pseudo_log_likelihood(model, self.rows, random, self.beta)
         return {"pseudo_likelihood": float(score.mean())}
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.device):
-        return str(value)
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _new_trainer(
-    model: RBM, options: TrainingOptions, random: RandomStream, seed: int | np.random.RandomState
-) -> Trainer:
-    """A trainer whose order of rows has a stream of its own, except with a RandomState."""
-    own = seed if isinstance(seed, np.random.RandomState) else np.random.SeedSequence([seed, 1])
-    return Trainer(model, options, random, order=RandomStream(own))
-
-
-def _is_legacy(state: dict[str, Any]) -> bool:
-    return bool(state["host"]["bit_generator"] == "MT19937")
-
-
-def _torch_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is not known to torch") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch finds no GPU; use 'auto'")
-    return chosen

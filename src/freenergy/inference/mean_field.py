@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from freenergy.models import RBM, Unit
+from freenergy.models.plefka import add_reaction, check_order
 
 __all__ = [
     "MeanField",
@@ -146,8 +147,7 @@ class PlefkaExpansion:
     """
 
     def __init__(self, model: RBM, order: int = 2, beta: float = 1.0) -> None:
-        if order not in (1, 2, 3):
-            raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
+        check_order(order)
         self.model = model
         self.order = order
         self.beta = beta
@@ -181,23 +181,11 @@ class PlefkaExpansion:
     def _update(
         self, unit: Unit, bias: Tensor, other_unit: Unit, m: Tensor, other: Tensor, transpose: bool
     ) -> Tensor:
-        r"""Stationarity of the expansion in one layer, the other held fixed.
-
-        The field on a unit at mean m is
-
-            β(b + Σ W m') + ½β² κ₂'(m) Σ W² κ₂ + ⅙β³ κ₃'(m) Σ W³ κ₃
-
-        with primes on the cumulants for derivatives in the mean.
-        """
+        """Stationarity of the expansion in one layer, the other held fixed."""
         beta = self.beta
         weight = [p.T if transpose else p for p in self._powers]
         field = torch.addmm(bias, other, weight[0], beta=beta, alpha=beta)
-        if self.order >= 2:
-            reaction = other_unit.cumulant2(other) @ weight[1]
-            field.addcmul_(unit.cumulant2_slope(m), reaction, value=0.5 * beta**2)
-        if self.order >= 3:
-            reaction = other_unit.cumulant3(other) @ weight[2]
-            field.addcmul_(unit.cumulant3_slope(m), reaction, value=beta**3 / 6)
+        add_reaction(field, weight, unit, m, other_unit, other, beta)
         return unit.mean(field, out=field)
 
     def terms(self, visible: Tensor, hidden: Tensor) -> Tensor:

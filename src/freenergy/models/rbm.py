@@ -75,7 +75,9 @@ class RBM(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_visible, n_hidden, dtype=dtype, device=device))
         self.visible_bias = nn.Parameter(torch.zeros(n_visible, dtype=dtype, device=device))
         self.hidden_bias = nn.Parameter(torch.zeros(n_hidden, dtype=dtype, device=device))
-        nn.init.normal_(self.weight, std=0.01)
+        # On no device there is nothing to draw, and torch would load seconds of code for it.
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=0.01)
 
     @property
     def n_visible(self) -> int:

@@ -6,7 +6,11 @@ against :class:`Unit`. A new type is a new subclass in this file.
 
 from __future__ import annotations
 
+import math
+import numbers
+import re
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +18,12 @@ from torch.nn.functional import softplus
 
 from freenergy.random import RandomStream
 
-__all__ = ["Bernoulli", "BinaryUnit", "Spin", "Unit", "get_unit"]
+__all__ = ["Bernoulli", "BinaryUnit", "Binomial", "Spin", "Unit", "draw_category", "get_unit"]
+
+_MAX_BINOMIAL = 255
+# Newton's method on the logit of the mean converges from one side; for n = 255 the eighth step
+# is the last that changes anything.
+_NEWTON_STEPS = 9
 
 
 class Unit(ABC):
@@ -185,6 +194,197 @@ class Spin(BinaryUnit):
     span = 2.0
 
 
+class Binomial(Unit):
+    r"""A unit that takes the values 0, 1, ..., n with equal weights.
+
+    .. math:: \ln z(f) = \ln \sum_{x=0}^{n} e^{f x} = \ln \frac{1 - e^{(n + 1) f}}{1 - e^f}
+
+    A sum of *n* independent 0/1 units has the same values with binomial weights, and is another
+    unit. For :math:`n = 2^k - 1` this one is the number that *k* independent 0/1 units write in
+    base two: in an RBM it stands for *k* of them with couplings :math:`W, 2W, 4W, \dots`
+
+    Every method sums over the values; the cumulants as functions of the mean find its field first.
+
+    Parameters
+    ----------
+    n : int
+        Largest value, from 1 (a :class:`Bernoulli` unit) to 255.
+
+    Raises
+    ------
+    ValueError
+        When ``n`` is not a whole number from 1 to 255.
+
+    References
+    ----------
+    Cherla, Tran, d'Avila Garcez, Weyde, *Generalising the discriminative restricted Boltzmann
+    machine*, arXiv:1604.01806.
+
+    Examples
+    --------
+    >>> import torch
+    >>> unit = Binomial(4)
+    >>> unit.mean(torch.tensor([-1e4, 0.0, 1.0]))
+    tensor([0.0000, 2.0000, 3.4519])
+    >>> unit.log_partition(torch.tensor(0.0)).exp()
+    tensor(5.)
+    """
+
+    def __init__(self, n: int) -> None:
+        whole = isinstance(n, numbers.Integral) and not isinstance(n, bool)
+        if not whole or not 1 <= n <= _MAX_BINOMIAL:
+            raise ValueError(
+                f"the largest value of a binomial unit must be a whole number from 1 to "
+                f"{_MAX_BINOMIAL}, got {n!r}"
+            )
+        self.n = int(n)
+        self.name = f"binomial({self.n})"
+        self.support = tuple(float(x) for x in range(self.n + 1))
+
+    def log_partition(self, field: Tensor, tilt: Tensor | None = None) -> Tensor:
+        exponent = self._exponent(field, tilt)
+        # Not torch.logsumexp: its derivative is exp(exponent - ln z), which rounds at the size of
+        # ln z; here every difference is from the largest exponent.
+        top = exponent.detach().amax(0)
+        return top + (exponent - top).exp().sum(0).log()
+
+    def mean(self, field: Tensor, tilt: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        mean = (self._probability(field, tilt) * self._values(field)).sum(0)
+        return mean if out is None else out.copy_(mean)
+
+    def variance(self, field: Tensor, tilt: Tensor | None = None) -> Tensor:
+        return self._central_moment(2, field, tilt)
+
+    def sample(self, field: Tensor, random: RandomStream, out: Tensor | None = None) -> Tensor:
+        draws = draw_category(self._exponent(field, None), random, dim=0)
+        return draws.to(field.dtype) if out is None else out.copy_(draws)
+
+    def field(self, mean: Tensor) -> Tensor:
+        return _FieldOfMean.apply(mean, self)
+
+    def entropy(self, mean: Tensor) -> Tensor:
+        # The same on both sides of n/2; below it ln z is small, and loses nothing to f m.
+        folded = torch.minimum(mean, self.n - mean)
+        field = self._finite_field(folded)
+        return self.log_partition(field) - field * folded
+
+    def cumulant2(self, mean: Tensor) -> Tensor:
+        return self.variance(self._finite_field(mean))
+
+    def cumulant3(self, mean: Tensor) -> Tensor:
+        return self._central_moment(3, self._finite_field(mean))
+
+    def cumulant2_slope(self, mean: Tensor) -> Tensor:
+        field = self._unsaturated_field(mean)
+        return self._central_moment(3, field) / self.variance(field)
+
+    def cumulant3_slope(self, mean: Tensor) -> Tensor:
+        field = self._unsaturated_field(mean)
+        variance = self.variance(field)
+        return self._central_moment(4, field) / variance - 3.0 * variance
+
+    def __repr__(self) -> str:
+        return f"Binomial({self.n})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Binomial) and self.n == other.n
+
+    def __hash__(self) -> int:
+        return hash((Binomial, self.n))
+
+    def solve_field(self, mean: Tensor) -> Tensor:
+        r"""The field of a mean, without a derivative of its own; :meth:`field` has one.
+
+        Below :math:`n/2` the function :math:`\operatorname{logit}(m(f)/n)` is convex and lies
+        above its asymptote :math:`f - \ln n`, so that Newton's method comes down to the root from
+        the asymptote's. Above :math:`n/2` the field is that of :math:`n - m` with its sign turned.
+        """
+        folded = torch.minimum(mean, self.n - mean)
+        logit = torch.log(folded) - torch.log(self.n - folded)
+        saturated = torch.isneginf(logit)
+        target = torch.where(saturated, 0.0, logit)
+        field = (target + math.log(self.n)).clamp(max=0.0)
+        for _ in range(_NEWTON_STEPS):
+            m = self.mean(field)
+            slope = self.n * self.variance(field) / (m * (self.n - m))
+            field = field - (torch.log(m) - torch.log(self.n - m) - target) / slope
+        field = torch.where(saturated, logit, field)
+        return torch.where(mean > folded, -field, field)
+
+    def _finite_field(self, mean: Tensor) -> Tensor:
+        """The field of a mean, so far out at saturation that one value has all the weight."""
+        bound = torch.finfo(mean.dtype).max / (2 * self.n)
+        return self.field(mean).clamp(-bound, bound)
+
+    def _unsaturated_field(self, mean: Tensor) -> Tensor:
+        """The field of a mean, so near at saturation that the second value has some weight."""
+        bound = -0.9 * math.log(torch.finfo(mean.dtype).tiny)
+        return self.field(mean).clamp(-bound, bound)
+
+    def _central_moment(self, order: int, field: Tensor, tilt: Tensor | None = None) -> Tensor:
+        probability, values = self._probability(field, tilt), self._values(field)
+        deviation = values - (probability * values).sum(0)
+        return (probability * deviation**order).sum(0)
+
+    def _probability(self, field: Tensor, tilt: Tensor | None = None) -> Tensor:
+        """Of each value, along a new first dimension."""
+        return torch.softmax(self._exponent(field, tilt), 0)
+
+    def _exponent(self, field: Tensor, tilt: Tensor | None) -> Tensor:
+        values = self._values(field)
+        return field * values if tilt is None else field * values - 0.5 * tilt * values**2
+
+    def _values(self, like: Tensor) -> Tensor:
+        values = torch.arange(self.n + 1, dtype=like.dtype, device=like.device)
+        return values.view(-1, *[1] * like.dim())
+
+
+class _FieldOfMean(torch.autograd.Function):
+    """The inverse of a unit's mean, with the derivative of an inverse."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, unit: Binomial) -> Tensor:
+        field = unit.solve_field(mean)
+        ctx.unit = unit
+        ctx.save_for_backward(field)
+        return field
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (field,) = ctx.saved_tensors
+        return gradients[0] / ctx.unit.variance(field), None
+
+
+def draw_category(logit: Tensor, random: RandomStream, dim: int = -1) -> Tensor:
+    r"""Draw indices along a dimension with probabilities :math:`\propto e^{\text{logit}}`.
+
+    Parameters
+    ----------
+    logit : Tensor
+        Log-weights; their sum along ``dim`` need not be normalised.
+    random : RandomStream
+        One uniform draw is taken for each index.
+    dim : int, default=-1
+        The categories; the result is without it.
+
+    Returns
+    -------
+    Tensor of int64
+
+    Examples
+    --------
+    >>> import torch
+    >>> draw_category(torch.tensor([[0.0, -1e4, -1e4], [-1e4, -1e4, 0.0]]), RandomStream(0))
+    tensor([0, 2])
+    """
+    cumulative = torch.softmax(logit, dim).cumsum(dim)
+    n = logit.shape[dim]
+    # Relative to the last, so that a category without weight is not drawn for a rounding error.
+    edges = cumulative.narrow(dim, 0, n - 1) / cumulative.narrow(dim, n - 1, 1)
+    draws = random.uniform_(torch.empty_like(cumulative.select(dim, 0)))
+    return (draws.unsqueeze(dim) >= edges).sum(dim)
+
+
 _UNITS: dict[str, type[Unit]] = {"bernoulli": Bernoulli, "spin": Spin}
 
 
@@ -198,12 +398,17 @@ def get_unit(unit: str | Unit) -> Unit:
 
     Examples
     --------
-    >>> get_unit("spin")
-    Spin()
+    >>> get_unit("spin"), get_unit("binomial(4)")
+    (Spin(), Binomial(4))
     """
     if isinstance(unit, Unit):
         return unit
-    if unit not in _UNITS:
-        known = ", ".join(repr(name) for name in _UNITS)
-        raise ValueError(f"unknown unit type {unit!r}: use one of {known}, or a Unit object")
-    return _UNITS[unit]()
+    if unit in _UNITS:
+        return _UNITS[unit]()
+    if match := re.fullmatch(r"binomial\(([0-9]+)\)", unit):
+        return Binomial(int(match[1]))
+    known = ", ".join(repr(name) for name in _UNITS)
+    raise ValueError(
+        f"unknown unit type {unit!r}: use one of {known}, 'binomial(n)' with n a number, or a "
+        "Unit object"
+    )

@@ -12,6 +12,8 @@ from torch import Tensor
 
 __all__ = ["DenseRows", "LabelledBatch", "LabelledRows", "Rows", "SparseRows", "as_rows"]
 
+_BLOCK = 4096
+
 
 class Rows(Protocol):
     """What training needs of its data."""
@@ -147,9 +149,27 @@ class LabelledRows:
         weights = None if self.weights is None else self.weights[index]
         return LabelledRows(self.rows.part(index), self.labels[index], weights)
 
+    @property
+    def total(self) -> float:
+        """Sum of the weights, the number of rows where none has one."""
+        return float(len(self) if self.weights is None else self.weights.double().sum())
+
+    def class_shares(self, n_classes: int) -> Tensor:
+        """Weight of each class among the labelled rows, with one pseudo-count for each."""
+        labelled = self.labels >= 0
+        weights = None if self.weights is None else self.weights[labelled].double()
+        counts = torch.bincount(self.labels[labelled], weights, n_classes).double() + 1.0
+        return counts / counts.sum()
+
     def mean(self) -> Tensor:
-        """Mean of each column."""
-        return self.rows.mean()
+        """Weighted mean of each column, summed in double precision."""
+        if self.weights is None:
+            return self.rows.mean()
+        total = self.weights.new_zeros(self.width, dtype=torch.float64)
+        for start in range(0, len(self), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            total += self.weights[part].double() @ self.rows.take(part).double()
+        return (total / self.total).to(self.weights)
 
 
 def as_rows(data: np.ndarray | Tensor | sp.sparray | sp.spmatrix, like: Tensor) -> Rows:

@@ -7,19 +7,109 @@ import numbers
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from freenergy.training.options import check_whole
+from torch import Tensor
+
+from freenergy.training.options import check_not_negative, check_whole
 
 if TYPE_CHECKING:
     # The trainer catches StopTraining, so that it imports this module.
     from freenergy.training.trainer import Trainer
 
-__all__ = ["EntropyCollapse", "StopTraining"]
+__all__ = ["EarlyStopping", "EntropyCollapse", "StopTraining"]
 
 _KEYS = ("exact_entropy", "entropy", "tap2_entropy")
 
 
 class StopTraining(Exception):
-    """Raised by a callback after an epoch to end training there; what was trained is kept."""
+    """Raised by a callback after an epoch to end training there; what was trained is kept.
+
+    The trainer warns with its message, where it has one.
+    """
+
+
+class EarlyStopping:
+    """Stop when a number of the history no longer rises, and keep the state of its best epoch.
+
+    Pass it as ``on_epoch``, and call :meth:`restore_best` when training has ended.
+
+    Parameters
+    ----------
+    key : str
+        Name of the number in the records, such as ``"accuracy_held_out"``.
+    patience : int, default=10
+        Epochs in a row without a rise by more than ``tolerance`` over the best so far.
+    tolerance : float, default=1e-4
+
+    Attributes
+    ----------
+    best_epoch : int or None
+        The first epoch with the largest number.
+    best_value : float
+        That number; minus infinity before the first.
+
+    Raises
+    ------
+    ValueError
+        When an option is impossible.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from freenergy.models import RBM
+    >>> from freenergy.random import RandomStream
+    >>> from freenergy.training import Trainer, TrainingOptions, as_rows
+    >>> model, rows = RBM(3, 2), as_rows(torch.eye(3), like=torch.empty(0))
+    >>> falling = iter([3.0, 2.0, 1.0, 0.0])
+    >>> trainer = Trainer(
+    ...     model,
+    ...     TrainingOptions(n_epochs=4),
+    ...     RandomStream(0),
+    ...     monitors=[lambda model: {"score": next(falling)}],
+    ... )
+    >>> stopping = EarlyStopping("score", patience=2)
+    >>> trainer.fit(rows, on_epoch=stopping)
+    >>> stopping.restore_best(trainer)
+    >>> trainer.epoch, len(trainer.history)
+    (1, 3)
+    """
+
+    def __init__(self, key: str, *, patience: int = 10, tolerance: float = 1e-4) -> None:
+        check_whole("patience", patience, 1)
+        check_not_negative("tolerance", tolerance)
+        self.key = key
+        self.patience = patience
+        self.tolerance = tolerance
+        self.best_epoch: int | None = None
+        self.best_value = -math.inf
+        self._state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._passed = -math.inf
+        self._waited = 0
+
+    def __call__(self, trainer: Trainer) -> None:
+        """Look at the last record of a trainer.
+
+        Raises
+        ------
+        StopTraining
+            When ``patience`` epochs brought nothing.
+        """
+        value = float(trainer.history[-1][self.key])
+        if value > self.best_value or self._state is None:
+            self.best_value, self.best_epoch = value, trainer.epoch
+            self._state = trainer.state()
+        if value > self._passed + self.tolerance:
+            self._passed, self._waited = value, 0
+            return
+        self._waited += 1
+        if self._waited >= self.patience:
+            raise StopTraining
+
+    def restore_best(self, trainer: Trainer) -> None:
+        """Bring a trainer back to its best epoch; its history stays whole."""
+        if self._state is not None:
+            history = trainer.history
+            trainer.restore(*self._state)
+            trainer.history = history
 
 
 @dataclass(frozen=True, kw_only=True)

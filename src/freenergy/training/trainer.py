@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from freenergy.models import RBM
+from freenergy.models import RBM, DiscriminativeRBM
 from freenergy.normalization.constraints import apply_constraint
 from freenergy.random import RandomStream
 from freenergy.training.estimators import gradient_estimator
@@ -60,12 +60,18 @@ def has_diverged(model: nn.Module, beta: float = 1.0) -> bool:
 
 
 @torch.no_grad()
-def initialize(model: RBM, rows: Rows, random: RandomStream, beta: float = 1.0) -> None:
+def initialize(
+    model: RBM | DiscriminativeRBM,
+    rows: Rows | LabelledRows,
+    random: RandomStream,
+    beta: float = 1.0,
+) -> None:
     r"""Start a model at its data: weights from N(0, 0.01²), visible means those of the data.
 
     The visible biases are the fields that give the columns' means, for 0/1 units
     :math:`\operatorname{logit}\langle v_i\rangle / \beta`. One pseudo-count for each value of the
-    unit keeps a constant column finite. Hidden biases are zero.
+    unit keeps a constant column finite. Hidden biases are zero. The weights of labels are drawn as
+    the others, and their biases are the logarithms of the classes' shares, smoothed likewise.
     """
     draws = random.normal((model.n_hidden, model.n_visible), scale=0.01)
     model.weight.copy_(draws.T)
@@ -73,9 +79,13 @@ def initialize(model: RBM, rows: Rows, random: RandomStream, beta: float = 1.0) 
     pseudo_count = len(support)
     middle = sum(support) / pseudo_count
     mean = rows.mean().double().clamp(min(support), max(support))
-    smoothed = (len(rows) * mean + pseudo_count * middle) / (len(rows) + pseudo_count)
+    n = rows.total if isinstance(rows, LabelledRows) else len(rows)
+    smoothed = (n * mean + pseudo_count * middle) / (n + pseudo_count)
     model.visible_bias.copy_(model.visible.field(smoothed) / beta)
     model.hidden_bias.zero_()
+    if isinstance(model, DiscriminativeRBM) and isinstance(rows, LabelledRows):
+        model.label_weight.copy_(random.normal(model.label_weight.shape, scale=0.01))
+        model.label_bias.copy_(rows.class_shares(len(model.label_bias)).log() / beta)
 
 
 class Trainer:
@@ -111,7 +121,7 @@ class Trainer:
     Examples
     --------
     >>> import torch
-    >>> from freenergy.models import RBM
+    >>> from freenergy.models import RBM, DiscriminativeRBM
     >>> from freenergy.random import RandomStream
     >>> from freenergy.training import Trainer, TrainingOptions, as_rows, initialize
     >>> rows = as_rows(torch.eye(8).repeat(20, 1), like=torch.empty(0))
