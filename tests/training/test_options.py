@@ -51,6 +51,7 @@ IMPOSSIBLE = [
     ("beta", math.inf),
     ("weight_constraint", "l3"),
     ("optimizer", "lion"),
+    ("schedule", "linear"),
 ]
 
 
@@ -122,6 +123,22 @@ def test_the_learning_rate_decays_hyperbolically():
     assert TrainingOptions(learning_rate=0.3).learning_rate_at(100) == 0.3
 
 
-def test_adam_takes_no_momentum_that_it_would_pass_over():
-    with pytest.raises(ValueError, match="momentum has no effect with optimizer='adam'"):
-        TrainingOptions(optimizer="adam", momentum=0.5)
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_adam_takes_no_momentum_that_it_would_pass_over(optimizer):
+    with pytest.raises(ValueError, match=f"momentum has no effect with optimizer='{optimizer}'"):
+        TrainingOptions(optimizer=optimizer, momentum=0.5)
+
+
+def test_the_cosine_goes_from_the_whole_rate_to_none():
+    options = TrainingOptions(learning_rate=0.2, schedule="cosine", n_epochs=4)
+    assert options.learning_rate_at(0) == 0.2
+    assert options.learning_rate_at(2) == pytest.approx(0.1)
+    assert options.learning_rate_at(3.5) == pytest.approx(0.1 * (1 + math.cos(math.pi * 7 / 8)))
+    assert options.learning_rate_at(4) == pytest.approx(0.0, abs=1e-16)
+    with pytest.raises(ValueError, match="learning_rate_decay has no effect"):
+        TrainingOptions(schedule="cosine", learning_rate_decay=0.1)
+
+
+def test_the_inverse_rate_stays_within_an_epoch():
+    options = TrainingOptions(learning_rate=0.2, learning_rate_decay=1.0)
+    assert [options.learning_rate_at(t) for t in (0, 0.9, 1, 1.5)] == [0.2, 0.2, 0.1, 0.1]

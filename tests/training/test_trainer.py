@@ -34,6 +34,7 @@ VARIANTS = [
     {"method": "emf", "mean_field_order": 3, "momentum": 0.9, "l2": 1e-3},
     {"method": "pcd", "optimizer": "adam", "l1": 1e-4},
     {"method": "emf", "optimizer": "rmsprop", "momentum": 0.5},
+    {"method": "cd", "optimizer": "adamw", "l2": 0.1},
     {"method": "emf", "persistent": False, "centered": False, "l1": 1e-3},
 ]
 
@@ -529,3 +530,18 @@ def test_an_estimator_is_chosen_by_its_name(rbm):
         "PersistentContrastiveDivergence",
         "ExtendedMeanField",
     }
+
+
+def test_the_cosine_falls_from_update_to_update(start, data):
+    x = data(40)
+    trainer = start(x, n_epochs=2, batch_size=10, learning_rate=0.1, schedule="cosine")
+    rates = []
+    step = trainer.optimizer.step
+
+    def spy():
+        rates.extend({group["lr"] for group in trainer.optimizer.param_groups})
+        step()
+
+    trainer.optimizer.step = spy
+    trainer.fit(rows_of(x))
+    assert_allclose(rates, 0.05 * (1 + np.cos(np.pi * np.arange(8) / 8)))

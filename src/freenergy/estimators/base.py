@@ -43,7 +43,7 @@ class TorchEstimator(BaseEstimator):
 
     _options_type: ClassVar[type[LoopOptions]]
     _kept: ClassVar[frozenset[str]] = frozenset(
-        {"learning_rate", "learning_rate_decay", "n_epochs", "batch_size", "shuffle"}
+        {"learning_rate", "learning_rate_decay", "schedule", "n_epochs", "batch_size", "shuffle"}
     )
     """Options that may change between two updates of ``partial_fit``."""
 

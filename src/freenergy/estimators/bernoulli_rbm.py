@@ -80,11 +80,13 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstim
     centered : bool, default=False
         Use the centred gradient, which learns better where many pixels are mostly on. False is
         scikit-learn's update.
-    optimizer : {"sgd", "adam", "rmsprop"}, default="sgd"
+    optimizer : {"sgd", "adam", "adamw", "rmsprop"}, default="sgd"
         Torch's; scikit-learn follows the plain gradient, as "sgd" does.
     momentum : float, default=0.0
     learning_rate_decay : float, default=0.0
         Pass *t* (from 0) uses ``learning_rate / (1 + learning_rate_decay * t)``.
+    schedule : {"inverse", "cosine"}, default="inverse"
+        ``"cosine"`` lowers the rate along half a period to zero at the end of the last pass.
     l1, l2 : float, default=0.0
         Weight decay.
     weight_constraint : {"l1", "l2", "frobenius"} or None, default=None
@@ -176,6 +178,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstim
         optimizer: str = "sgd",
         momentum: float = 0.0,
         learning_rate_decay: float = 0.0,
+        schedule: str = "inverse",
         l1: float = 0.0,
         l2: float = 0.0,
         weight_constraint: str | None = None,
@@ -204,6 +207,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstim
         self.optimizer = optimizer
         self.momentum = momentum
         self.learning_rate_decay = learning_rate_decay
+        self.schedule = schedule
         self.l1 = l1
         self.l2 = l2
         self.weight_constraint = weight_constraint
@@ -250,10 +254,15 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstim
         return self
 
     def _fit_rows(self, rows: Rows, dtype: torch.dtype) -> Self:
-        """Fit to rows that are validated already."""
+        """Fit to rows that are validated already, as a part of a larger fit.
+
+        Whatever ends it early, Ctrl-C included, ends the larger one too.
+        """
+        self._options()
         self.n_features_in_ = rows.width
         trainer, rows = self._prepare(rows, dtype)
-        self._train(trainer, rows, self._after_epoch)
+        trainer.fit(rows, on_epoch=self._after_epoch)
+        self._publish(trainer)
         return self
 
     def _prepare(self, rows: Rows, dtype: torch.dtype) -> tuple[Trainer, Rows]:

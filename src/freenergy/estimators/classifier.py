@@ -11,16 +11,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
-from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 
 from freenergy.estimators.base import TorchEstimator, plain
 from freenergy.estimators.validation import unchanged_on_error
+from freenergy.training.options import check_not_negative, check_whole
 from freenergy.training.rows import LabelledBatch, LabelledRows
 from freenergy.training.stopping import EarlyStopping
-from freenergy.training.trainer import Trainer
+from freenergy.training.trainer import DivergenceError, Trainer
 
 __all__ = ["ProbabilisticClassifier"]
 
@@ -47,7 +48,8 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
         y : array-like of shape (n_samples,)
             Classes; rows with the label ``unlabeled`` have none.
         sample_weight : array-like of shape (n_samples,), default=None
-            Not negative. A weight of 2 counts as the row twice, one of 0 as its absence.
+            Not negative. A row with a weight of 2 counts as that row twice, one with 0 as none;
+            each batch follows the weighted mean of its rows.
 
         Returns
         -------
@@ -59,11 +61,12 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
         ValueError
             When ``X`` is empty or has NaN, infinities or values that the model cannot take (the
             column is named), when there are fewer than two classes, or a parameter is impossible.
-            A fitted estimator then stays as it was.
+            A fitted estimator then stays as it was, and so it does when ``callback`` fails.
         DivergenceError
             When the parameters became infinite, NaN or absurdly large. The estimator then holds
             the model of the last good pass.
         """
+        diverged: DivergenceError | None = None
         with unchanged_on_error(self):
             self._options()
             matrix, targets = self._validated(X, True, y)
@@ -76,8 +79,13 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
             trainer = self._start(rows, dtype)
             watch = _Watch(partial(self._log_proba, trainer.options), rows, held_out)
             trainer.monitors = (*trainer.monitors, watch)
-            stopping = self._stopping()
-        self._learn(trainer, rows, stopping)
+            try:
+                self._learn(trainer, rows, self._stopping())
+            except DivergenceError as error:
+                # What was learned before is kept, so that this one leaves the block in peace.
+                diverged = error
+        if diverged is not None:
+            raise diverged
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
@@ -172,6 +180,15 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
         tags.input_tags.sparse = True
         return tags
 
+    def _options(self) -> Any:
+        check_whole("n_iter_no_change", self.n_iter_no_change, 1)
+        check_not_negative("tol", self.tol)
+        if self.unlabeled is not None and not isinstance(self.unlabeled, numbers.Number | str):
+            raise ValueError(f"unlabeled must be one label or None, got {self.unlabeled!r}")
+        if self.callback is not None and not callable(self.callback):
+            raise ValueError(f"callback must be a callable or None, got {self.callback!r}")
+        return super()._options()
+
     def _start(self, rows: LabelledRows, dtype: torch.dtype) -> Trainer:
         """A trainer at the start of a training on these rows."""
         raise NotImplementedError
@@ -188,13 +205,14 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
         self._train(trainer, rows, self._after_epoch(stopping), self._finish(stopping))
 
     def _set_classes(self, targets: np.ndarray) -> None:
-        check_classification_targets(targets)
-        found = np.unique(targets[~self._is_unlabeled(targets)])
+        labeled = targets[~self._is_unlabeled(targets)]
+        check_classification_targets(labeled)
+        found = np.unique(labeled)
         if len(found) < 2:
             hint = ""
-            if len(found) < len(np.unique(targets)):
+            if len(labeled) < len(targets):
                 hint = (
-                    f". The label {self.unlabeled!r} marks rows without a label; pass "
+                    f" beside the label {self.unlabeled!r}, which marks rows without one; pass "
                     "unlabeled=None if it is a class"
                 )
             raise ValueError(
@@ -204,10 +222,9 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
         self.classes_ = found
 
     def _is_unlabeled(self, targets: np.ndarray) -> np.ndarray:
-        numeric = np.issubdtype(targets.dtype, np.number)
-        if self.unlabeled is None or numeric != isinstance(self.unlabeled, numbers.Number):
+        if self.unlabeled is None:
             return np.zeros(len(targets), dtype=bool)
-        return np.asarray(targets == self.unlabeled)
+        return np.asarray([label == self.unlabeled for label in targets.tolist()], dtype=bool)
 
     def _labelled(
         self, matrix: Any, targets: np.ndarray, sample_weight: Any, *, reset: bool
@@ -215,39 +232,53 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
         self._check_values(matrix)
         rows, dtype = self._as_rows(matrix, reset)
         unlabeled = self._is_unlabeled(targets)
-        labels = np.searchsorted(self.classes_, targets).clip(max=len(self.classes_) - 1)
-        unknown = (self.classes_[labels] != targets) & ~unlabeled
-        if unknown.any():
-            raise ValueError(
-                f"label {targets[unknown.argmax()]!r} of row {unknown.argmax()} is none of the "
-                f"classes {self.classes_.tolist()}"
-            )
-        labels[unlabeled] = -1
-        if unlabeled.any() and not self._learns_without_labels():
-            warnings.warn(
-                f"{unlabeled.sum()} rows have the label {self.unlabeled!r}, which marks rows "
-                "without one, and nothing is learned from them; pass unlabeled=None if it is a "
-                "class",
-                UserWarning,
-                stacklevel=4,
-            )
-        weights = self._row_weights(matrix, targets, unlabeled, sample_weight)
+        labels = self._numbers_of(targets, unlabeled)
+        weights = self._row_weights(matrix, labels, sample_weight)
         device = rows.take(slice(0, 1)).device
         labelled = LabelledRows(
             rows,
             torch.from_numpy(labels).to(device),
             None if weights is None else torch.from_numpy(weights).to(device, dtype),
         )
-        if weights is not None and not weights.all():
-            labelled = labelled.part(torch.from_numpy(np.flatnonzero(weights)))
+        counted = np.ones(len(labels), dtype=bool) if weights is None else weights > 0
+        if unlabeled.any() and not self._learns_without_labels():
+            self._warn_of_unlabeled(int(unlabeled.sum()))
+            counted &= ~unlabeled
+        if not (counted & (reset <= (labels >= 0))).any():
+            raise ValueError("no row has both a label and a positive weight: nothing to learn from")
+        if not counted.all():
+            labelled = labelled.part(torch.from_numpy(np.flatnonzero(counted)))
         return labelled, dtype
+
+    def _numbers_of(self, targets: np.ndarray, unlabeled: np.ndarray | None = None) -> np.ndarray:
+        """The number of each label's class, from 0; -1 where a row is unlabelled."""
+        # By hash, as sorting would not bear labels of another kind.
+        known = {label: number for number, label in enumerate(self.classes_.tolist())}
+        numbers_ = [known.get(label, -1) for label in targets.tolist()]
+        found = np.asarray(numbers_, dtype=np.int64)
+        unknown = found < 0 if unlabeled is None else (found < 0) & ~unlabeled
+        if unknown.any():
+            row = int(unknown.argmax())
+            raise ValueError(
+                f"label {targets.tolist()[row]!r} of row {row} is none of the classes "
+                f"{self.classes_.tolist()}"
+            )
+        return found
+
+    def _warn_of_unlabeled(self, n: int) -> None:
+        warnings.warn(
+            f"{n} rows have the label unlabeled={self.unlabeled!r}, and nothing is learned from "
+            "them here",
+            UserWarning,
+            stacklevel=4,
+        )
 
     def _learns_without_labels(self) -> bool:
         """Whether rows without a label change what is learned."""
         return False
 
     def _row_weights(
-        self, matrix: Any, targets: np.ndarray, unlabeled: np.ndarray, sample_weight: Any
+        self, matrix: Any, labels: np.ndarray, sample_weight: Any
     ) -> np.ndarray | None:
         if sample_weight is None and self.class_weight is None:
             return None
@@ -255,11 +286,31 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
             sample_weight, matrix, dtype=np.float64, ensure_non_negative=True, copy=True
         )
         if self.class_weight is not None:
-            labeled = ~unlabeled
-            weights[labeled] *= compute_sample_weight(self.class_weight, targets[labeled])
+            labeled = labels >= 0
+            weights[labeled] *= self._class_factors(labels, weights)[labels[labeled]]
         if not weights.any():
             raise ValueError("sample_weight and class_weight leave no row with a positive weight")
         return weights
+
+    def _class_factors(self, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The factor of each class that ``class_weight`` asks for."""
+        if self.class_weight != "balanced":
+            factors: np.ndarray = compute_class_weight(
+                self.class_weight, classes=self.classes_, y=self.classes_
+            )
+            if not (np.isfinite(factors).all() and (factors >= 0).all()):
+                raise ValueError(
+                    f"class_weight must be finite and not negative, got {self.class_weight!r}"
+                )
+            return factors
+        # Of the rows that count: a class without any has no say in the balance.
+        counted = (labels >= 0) & (weights > 0)
+        present = np.unique(labels[counted])
+        factors = np.ones(len(self.classes_))
+        factors[present] = compute_class_weight(
+            "balanced", classes=present, y=labels[counted], sample_weight=weights[counted]
+        )
+        return factors
 
     def _held_out_classes(self, rows: LabelledRows) -> tuple[Tensor, Tensor]:
         """Positions to learn from and to hold out; the latter are labelled rows."""
@@ -269,8 +320,9 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
         kept, watched = torch.cat([kept, watched[~labeled]]), watched[labeled]
         if len(watched) == 0 or len(torch.unique(labels[kept][labels[kept] >= 0])) < 2:
             raise ValueError(
-                f"validation_fraction={self.validation_fraction:g} of {len(rows)} rows leaves too "
-                "few labelled rows to learn from or to hold out; pass early_stopping=False"
+                f"validation_fraction={self.validation_fraction:g} of {len(rows)} rows leaves "
+                "fewer than two classes to learn from, or no labelled row to hold out; pass "
+                "early_stopping=False"
             )
         return kept, watched
 
@@ -330,15 +382,15 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
 
     def _stored_classes(self) -> dict[str, Any]:
         """The classes for JSON."""
-        return {"classes": self.classes_.tolist(), "classes_dtype": self.classes_.dtype.str}
+        classes = [plain(label) for label in self.classes_.tolist()]
+        return {"classes": classes, "classes_dtype": self.classes_.dtype.str}
 
     def _restore_classes(self, spec: dict[str, Any]) -> None:
-        dtype = object if spec["classes_dtype"] == "|O" else spec["classes_dtype"]
-        self.classes_ = np.asarray(spec["classes"], dtype=dtype)
+        self.classes_ = np.asarray(spec["classes"], dtype=np.dtype(spec["classes_dtype"]))
 
 
 class _Watch:
-    """Monitor: loss and accuracy on the first training rows and on those held out."""
+    """Monitor: loss and accuracy on the first labelled training rows and on those held out."""
 
     def __init__(
         self,
@@ -347,7 +399,8 @@ class _Watch:
         held_out: LabelledRows | None,
     ) -> None:
         self.log_proba = log_proba
-        self.parts = {"": rows.take(slice(0, _WATCHED_ROWS))}
+        labeled = torch.nonzero(rows.labels.cpu() >= 0).squeeze(1)
+        self.parts = {"": rows.take(labeled[:_WATCHED_ROWS])}
         if held_out is not None:
             self.parts["_held_out"] = held_out.take(slice(0, len(held_out)))
 
@@ -361,13 +414,10 @@ class _Watch:
 
 
 def _scores(log_proba: Tensor, batch: LabelledBatch) -> tuple[float, float]:
-    """Weighted means of −ln p(y|x) and of hits over the labelled rows; NaN without any."""
-    labeled = batch.labels >= 0
-    log_proba, labels = log_proba[labeled], batch.labels[labeled]
-    weights = None if batch.weights is None else batch.weights[labeled].double()
-    if weights is None:
-        weights = torch.ones_like(labels, dtype=torch.float64)
-    weights = weights / weights.sum()
-    loss = -(weights * log_proba.gather(1, labels[:, None]).squeeze(1)).sum()
-    accuracy = (weights * (log_proba.argmax(1) == labels)).sum()
+    """Weighted means of −ln p(y|x) and of hits, over rows that all have a label."""
+    labels = batch.labels
+    weights = torch.ones_like(labels) if batch.weights is None else batch.weights
+    weights = weights.double() / weights.double().sum()
+    loss = -(weights @ log_proba.gather(1, labels[:, None]).squeeze(1))
+    accuracy = weights @ (log_proba.argmax(1) == labels).double()
     return float(loss), float(accuracy)

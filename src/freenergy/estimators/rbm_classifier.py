@@ -50,14 +50,14 @@ class RBMClassifier(ProbabilisticClassifier):
     batch_size : int, default=100
     n_iter : int, default=100
         Passes over the data.
-    optimizer : {"adam", "sgd", "rmsprop"}, default="adam"
+    optimizer : {"adam", "adamw", "sgd", "rmsprop"}, default="adam"
     random_state : int, RandomState instance or None, default=None
         One int gives the same bits on the same CPU with the same number of threads.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, as elsewhere in scikit-learn.
-    unlabeled : int, str or None, default=-1
-        The label of rows that have none: the generative part learns from them. None if every
-        label is a class.
+    unlabeled : int, str or None, default=None
+        The label of rows that have none, such as -1: the generative part learns from them. None
+        takes every label for a class.
     early_stopping : bool, default=False
         Hold out ``validation_fraction`` of the rows, stop when their accuracy does not rise by
         ``tol`` in ``n_iter_no_change`` passes, and keep the best pass.
@@ -73,6 +73,8 @@ class RBMClassifier(ProbabilisticClassifier):
     beta : float, default=1.0
         Inverse temperature of the model, in training and in every method.
     momentum, learning_rate_decay, l1, l2 : float, default=0.0
+    schedule : {"inverse", "cosine"}, default="inverse"
+        ``"cosine"`` lowers the learning rate along half a period to zero at the end.
     weight_constraint : {"l1", "l2", "frobenius"} or None, default=None
         Of the weights between rows and hidden units, after each pass.
     max_norm : float or None, default=None
@@ -91,9 +93,11 @@ class RBMClassifier(ProbabilisticClassifier):
     model_ : freenergy.models.DiscriminativeRBM
     history_ : dict of list
         Numbers of each pass by name: ``loss`` (mean :math:`-\ln p(y|x)`, nats) and ``accuracy`` of
-        the first 1000 training rows, and of held-out rows with the suffix ``_held_out``.
+        the first 1000 labelled training rows after it, and of held-out rows with the suffix
+        ``_held_out``; ``cross_entropy``, the mean over the batches, each before its update (not
+        with ``objective="generative"``); ``epoch``, ``learning_rate`` and ``seconds``.
     n_iter_ : int
-        Passes made.
+        Passes made, those after the best one included.
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features,)
         Only where the columns of ``X`` have names.
@@ -132,7 +136,7 @@ class RBMClassifier(ProbabilisticClassifier):
         optimizer: str = "adam",
         random_state: int | np.random.RandomState | None = None,
         class_weight: dict[Any, float] | str | None = None,
-        unlabeled: int | str | None = -1,
+        unlabeled: int | str | None = None,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
@@ -143,6 +147,7 @@ class RBMClassifier(ProbabilisticClassifier):
         beta: float = 1.0,
         momentum: float = 0.0,
         learning_rate_decay: float = 0.0,
+        schedule: str = "inverse",
         l1: float = 0.0,
         l2: float = 0.0,
         weight_constraint: str | None = None,
@@ -173,6 +178,7 @@ class RBMClassifier(ProbabilisticClassifier):
         self.beta = beta
         self.momentum = momentum
         self.learning_rate_decay = learning_rate_decay
+        self.schedule = schedule
         self.l1 = l1
         self.l2 = l2
         self.weight_constraint = weight_constraint
@@ -204,13 +210,7 @@ class RBMClassifier(ProbabilisticClassifier):
         labels = np.asarray(y)
         if labels.shape != found.shape[:1]:
             raise ValueError(f"y must have shape ({len(found)},), got {labels.shape}")
-        index = np.searchsorted(self.classes_, labels).clip(max=len(self.classes_) - 1)
-        unknown = self.classes_[index] != labels
-        if unknown.any():
-            raise ValueError(
-                f"label {labels[unknown.argmax()]!r} of row {unknown.argmax()} is none of the "
-                f"classes {self.classes_.tolist()}"
-            )
+        index = self._numbers_of(labels)
         chosen: np.ndarray = np.take_along_axis(found, index[:, None], axis=1)[:, 0]
         return chosen
 

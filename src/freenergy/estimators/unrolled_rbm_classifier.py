@@ -24,16 +24,18 @@ from freenergy.models import RBM, UnrolledRBM, fold, unroll
 from freenergy.random import RandomStream
 from freenergy.thermodynamics import RBMMonitor
 from freenergy.training.backprop import Backpropagation, mean_cross_entropy
-from freenergy.training.options import LoopOptions, check_share, check_whole
-from freenergy.training.rows import LabelledRows
+from freenergy.training.options import LoopOptions, check_one_of, check_share, check_whole
+from freenergy.training.rows import LabelledRows, Rows
 from freenergy.training.run import model_spec
 from freenergy.training.stopping import EarlyStopping
-from freenergy.training.trainer import Trainer
+from freenergy.training.trainer import START_SCALE, DivergenceError, Trainer
 
 __all__ = ["UnrolledRBMClassifier"]
 
 _WATCHED_ROWS = 200
 _WATCHED_STATES = 20
+# Weights beyond a mean of so many are relative: that many copies would cost time and memory.
+_MOST_REPEATED = 10
 _PRETRAINING: dict[str, Any] = {
     "n_components": 256,
     "learning_rate": 0.05,
@@ -62,7 +64,8 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
     rbm : BernoulliRBM or None, default=None
         What to pretrain; it is cloned. None is ``BernoulliRBM(256, learning_rate=0.05,
         batch_size=20, n_iter=20, centered=True)``; ``sklearn.frozen.FrozenEstimator(fitted)``
-        takes one that is trained already.
+        takes one that is trained already (a saved classifier keeps its parameters alone). Where
+        rows have weights, it sees each as often as its weight says, to the next whole number.
     pretrain : bool, default=True
         False leaves the weights of ``rbm`` random, from N(0, 1/n_features), as a deep net starts
         without pretraining.
@@ -71,8 +74,8 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
     tied : bool, default=True
         Whether the layers share one weight matrix and its biases.
     release_after : int or None, default=None
-        For ``tied=True``: after so many passes every layer owns a copy. Early stopping counts
-        from there.
+        For ``tied=True``: after so many passes of ``fit`` every layer owns a copy, and the
+        optimiser starts anew. Early stopping counts from there.
     order : {1, 2, 3}, default=1
         1 is a plain sigmoid network; 2 adds the Onsager reaction (TAP) in each layer, 3 the next.
     damping : float, default=0.0
@@ -84,14 +87,14 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
     batch_size : int, default=100
     n_iter : int, default=30
         Passes over the labelled rows.
-    optimizer : {"adam", "sgd", "rmsprop"}, default="adam"
+    optimizer : {"adam", "adamw", "sgd", "rmsprop"}, default="adam"
     random_state : int, RandomState instance or None, default=None
         One int gives the same bits on the same CPU with the same number of threads. It also seeds
         ``rbm`` where that has no seed.
     class_weight : dict, "balanced" or None, default=None
-    unlabeled : int, str or None, default=-1
-        The label of rows that have none, from which only the pretraining learns. None if every
-        label is a class.
+    unlabeled : int, str or None, default=None
+        The label of rows that have none, such as -1: only the pretraining learns from them. None
+        takes every label for a class.
     early_stopping : bool, default=False
         Hold out ``validation_fraction`` of the rows, stop when their accuracy does not rise by
         ``tol`` in ``n_iter_no_change`` passes, and keep the best pass.
@@ -99,6 +102,8 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
     n_iter_no_change : int, default=10
     tol : float, default=1e-4
     momentum, learning_rate_decay, l1, l2 : float, default=0.0
+    schedule : {"inverse", "cosine"}, default="inverse"
+        ``"cosine"`` lowers the learning rate along half a period to zero at the end.
     shuffle : bool, default=True
     device : str, default="cpu"
     validate_range : bool, default=True
@@ -119,7 +124,8 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         the layers' where they are not tied) ``rbm_free_energy`` (mean :math:`F(v)` of training
         rows), ``rbm_weight_norm``, and by the second order of the mean field
         ``rbm_tap2_free_energy``, ``rbm_tap2_energy``, ``rbm_tap2_entropy``,
-        ``rbm_tap2_log_partition`` and ``rbm_tap2_converged``.
+        ``rbm_tap2_log_partition`` and ``rbm_tap2_converged``. They read the first 200 rows, their
+        values clipped to [0, 1].
     n_iter_ : int
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features,)
@@ -170,13 +176,14 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         optimizer: str = "adam",
         random_state: int | np.random.RandomState | None = None,
         class_weight: dict[Any, float] | str | None = None,
-        unlabeled: int | str | None = -1,
+        unlabeled: int | str | None = None,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
         momentum: float = 0.0,
         learning_rate_decay: float = 0.0,
+        schedule: str = "inverse",
         l1: float = 0.0,
         l2: float = 0.0,
         shuffle: bool = True,
@@ -206,6 +213,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         self.tol = tol
         self.momentum = momentum
         self.learning_rate_decay = learning_rate_decay
+        self.schedule = schedule
         self.l1 = l1
         self.l2 = l2
         self.shuffle = shuffle
@@ -226,6 +234,8 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
 
     def _options(self) -> LoopOptions:
         check_whole("depth", self.depth, 1)
+        check_one_of("order", self.order, (1, 2, 3))
+        check_share("damping", self.damping)
         check_share("dropout", self.dropout)
         if isinstance(self.rbm, FrozenEstimator) and not self.pretrain:
             raise ValueError("pretrain=False would pass over a trained rbm; drop one of them")
@@ -241,6 +251,9 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
     def _check_values(self, matrix: Any) -> None:
         if self.validate_range:
             check_range(matrix, 0.0, 1.0, getattr(self, "feature_names_in_", None))
+
+    def _learns_without_labels(self) -> bool:
+        return bool(self.pretrain) and not isinstance(self.rbm, FrozenEstimator)
 
     def _log_proba(self, options: LoopOptions, model: UnrolledRBM, x: Tensor) -> Tensor:
         return torch.log_softmax(model(x), -1)
@@ -278,11 +291,15 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         if rbm.random_state is None:
             rbm.set_params(random_state=seed)
         rbm.set_params(device=self.device)
-        if self.pretrain:
-            return rbm._fit_rows(rows.rows, dtype)
-        weight = rbm.set_params(n_iter=0)._fit_rows(rows.rows, dtype).model_.weight
-        with torch.no_grad():
-            weight.mul_(1.0 / (weight.std() * math.sqrt(len(weight))))
+        if not self.pretrain:
+            rbm.set_params(n_iter=0)
+        try:
+            rbm._fit_rows(_repeated(rows), dtype)
+        except DivergenceError as error:
+            raise DivergenceError(f"rbm, in the pretraining: {error}") from error
+        if not self.pretrain:
+            with torch.no_grad():
+                rbm.model_.weight.mul_(1.0 / (START_SCALE * math.sqrt(rows.width)))
         return rbm
 
     def _trainer_of(
@@ -308,6 +325,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         released.epoch, released.history = trainer.epoch, trainer.history
         released.monitors = monitors
         released.random, released.order = trainer.random, trainer.order
+        released.gradient.restore(trainer.gradient.state())
         super()._learn(released, rows, stopping)
 
     def _stored_parameters(self) -> dict[str, Any]:
@@ -372,7 +390,7 @@ class _Machine:
 
     def __init__(self, rows: LabelledRows, beta: float) -> None:
         self.monitor = RBMMonitor(
-            rows.rows.take(slice(0, _WATCHED_ROWS)),
+            rows.rows.take(slice(0, _WATCHED_ROWS)).clamp(0.0, 1.0),
             beta=beta,
             orders=(2,),
             n_states=_WATCHED_STATES,
@@ -381,6 +399,21 @@ class _Machine:
 
     def __call__(self, model: UnrolledRBM) -> dict[str, Any]:
         return {f"rbm_{name}": value for name, value in self.monitor(fold(model)).items()}
+
+
+def _repeated(rows: LabelledRows) -> Rows:
+    """Rows as often as their weights say, for a training that knows no weights.
+
+    Whole weights are taken at their word; others are scaled to a mean of one, and rounded so that
+    their running sums are right.
+    """
+    if rows.weights is None:
+        return rows.rows
+    weights = rows.weights.double().cpu()
+    whole = bool((weights == weights.round()).all()) and rows.total <= _MOST_REPEATED * len(rows)
+    ends = (weights.cumsum(0) * (1.0 if whole else len(rows) / rows.total)).round().long()
+    counts = ends.diff(prepend=ends.new_zeros(1))
+    return rows.rows.part(torch.repeat_interleave(torch.arange(len(rows)), counts))
 
 
 def _unfrozen(rbm: Any) -> Any:

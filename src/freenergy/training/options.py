@@ -25,7 +25,7 @@ __all__ = [
 METHODS = ("cd", "pcd", "emf", "ptt")
 """Gradient estimators that :class:`TrainingOptions` knows."""
 
-OPTIMIZERS = ("sgd", "adam", "rmsprop")
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 """Optimisers that :class:`LoopOptions` knows."""
 
 
@@ -41,8 +41,12 @@ class LoopOptions:
     learning_rate : float, default=0.01
     learning_rate_decay : float, default=0.0
         Epoch *t* (from 0) uses ``learning_rate / (1 + learning_rate_decay * t)``.
-    optimizer : {"sgd", "adam", "rmsprop"}, default="sgd"
-        Torch's, with its other options at their defaults.
+    schedule : {"inverse", "cosine"}, default="inverse"
+        ``"cosine"`` lowers the rate along half a period to zero at the end of the last epoch,
+        :math:`\eta_t = \tfrac12 \eta (1 + \cos(\pi t / n))` with *t* in epochs and parts of them.
+    optimizer : {"sgd", "adam", "adamw", "rmsprop"}, default="sgd"
+        Torch's, with its other options at their defaults. With ``"adamw"`` the weights decay by
+        ``l2`` times the learning rate in each update, apart from the gradient.
     momentum : float, default=0.0
         As in :class:`torch.optim.SGD` and :class:`torch.optim.RMSprop`; Adam has its own.
     l1, l2 : float, default=0.0
@@ -76,6 +80,7 @@ class LoopOptions:
     batch_size: int = 100
     learning_rate: float = 0.01
     learning_rate_decay: float = 0.0
+    schedule: str = "inverse"
     optimizer: str = "sgd"
     momentum: float = 0.0
     l1: float = 0.0
@@ -87,6 +92,7 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         check_one_of("optimizer", self.optimizer, OPTIMIZERS)
+        check_one_of("schedule", self.schedule, ("inverse", "cosine"))
         check_one_of("weight_constraint", self.weight_constraint, (None, *CONSTRAINTS))
         check_whole("n_epochs", self.n_epochs, 0)
         check_whole("batch_size", self.batch_size, 1)
@@ -95,8 +101,12 @@ class LoopOptions:
         for name in ("learning_rate_decay", "l1", "l2"):
             check_not_negative(name, getattr(self, name))
         check_share("momentum", self.momentum)
-        if self.momentum and self.optimizer == "adam":
-            raise ValueError("momentum has no effect with optimizer='adam', which has its own")
+        if self.momentum and self.optimizer in ("adam", "adamw"):
+            raise ValueError(
+                f"momentum has no effect with optimizer={self.optimizer!r}, which has its own"
+            )
+        if self.learning_rate_decay and self.schedule == "cosine":
+            raise ValueError("learning_rate_decay has no effect with schedule='cosine'")
         if self.weight_constraint is not None:
             if self.max_norm is None:
                 raise ValueError(
@@ -106,9 +116,11 @@ class LoopOptions:
         elif self.max_norm is not None:
             raise ValueError("max_norm has no effect without weight_constraint; set both")
 
-    def learning_rate_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
-        return self.learning_rate / (1.0 + self.learning_rate_decay * epoch)
+    def learning_rate_at(self, time: float) -> float:
+        """The learning rate after so many epochs, and parts of one."""
+        if self.schedule == "cosine":
+            return 0.5 * self.learning_rate * (1.0 + math.cos(math.pi * time / self.n_epochs))
+        return self.learning_rate / (1.0 + self.learning_rate_decay * math.floor(time))
 
     def to_dict(self) -> dict[str, Any]:
         """All options as plain values, ready for JSON."""

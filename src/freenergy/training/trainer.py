@@ -18,7 +18,18 @@ from freenergy.training.options import LoopOptions, TrainingOptions
 from freenergy.training.rows import LabelledRows, Rows
 from freenergy.training.stopping import StopTraining
 
-__all__ = ["DivergenceError", "Gradient", "Monitor", "Trainer", "has_diverged", "initialize"]
+__all__ = [
+    "START_SCALE",
+    "DivergenceError",
+    "Gradient",
+    "Monitor",
+    "Trainer",
+    "has_diverged",
+    "initialize",
+]
+
+START_SCALE = 0.01
+"""Standard deviation of the weights at their start."""
 
 Monitor = Callable[[Any], dict[str, Any]]
 """An instrument: reads a model after an epoch and returns named numbers for the history."""
@@ -73,7 +84,7 @@ def initialize(
     unit keeps a constant column finite. Hidden biases are zero. The weights of labels are drawn as
     the others, and their biases are the logarithms of the classes' shares, smoothed likewise.
     """
-    draws = random.normal((model.n_hidden, model.n_visible), scale=0.01)
+    draws = random.normal((model.n_hidden, model.n_visible), scale=START_SCALE)
     model.weight.copy_(draws.T)
     support = model.visible.support
     pseudo_count = len(support)
@@ -84,7 +95,7 @@ def initialize(
     model.visible_bias.copy_(model.visible.field(smoothed) / beta)
     model.hidden_bias.zero_()
     if isinstance(model, DiscriminativeRBM) and isinstance(rows, LabelledRows):
-        model.label_weight.copy_(random.normal(model.label_weight.shape, scale=0.01))
+        model.label_weight.copy_(random.normal(model.label_weight.shape, scale=START_SCALE))
         model.label_bias.copy_(rows.class_shares(len(model.label_bias)).log() / beta)
 
 
@@ -121,7 +132,7 @@ class Trainer:
     Examples
     --------
     >>> import torch
-    >>> from freenergy.models import RBM, DiscriminativeRBM
+    >>> from freenergy.models import RBM
     >>> from freenergy.random import RandomStream
     >>> from freenergy.training import Trainer, TrainingOptions, as_rows, initialize
     >>> rows = as_rows(torch.eye(8).repeat(20, 1), like=torch.empty(0))
@@ -208,13 +219,13 @@ class Trainer:
         begin = time.perf_counter()
         options, n = self.options, len(rows)
         rate = options.learning_rate_at(self.epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         # The order within one batch makes no difference, so none is drawn for it.
         shuffled = options.shuffle and n > options.batch_size
         permutation = self.order.permutation(n) if shuffled else None
         for start in range(0, n, options.batch_size):
             part = slice(start, min(start + options.batch_size, n))
+            for group in self.optimizer.param_groups:
+                group["lr"] = options.learning_rate_at(self.epoch + start / n)
             self.update(rows.take(part if permutation is None else permutation[part]))
             if on_batch is not None:
                 on_batch(part.stop - part.start)
@@ -308,6 +319,9 @@ def _optimizer(model: nn.Module, options: LoopOptions) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=True)
     if options.optimizer == "adam":
         return torch.optim.Adam(groups, lr=rate, fused=True)
+    if options.optimizer == "adamw":
+        # Its own default decays biases as well.
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, fused=True)
     return torch.optim.RMSprop(groups, lr=rate, momentum=momentum)
 
 
