@@ -1,7 +1,14 @@
 """States of a model at an inverse temperature: sums, chains, mean field, ladders of models."""
 
+from freenergy.inference.deterministic_annealing import (
+    AnnealedMeanField,
+    LinearResponse,
+    anneal_mean_field,
+    linear_response,
+)
 from freenergy.inference.equilibrium import Certificate, certify
 from freenergy.inference.exact import ExactStatistics, exact, is_enumerable
+from freenergy.inference.exact_boltzmann import ExactBoltzmann, exact_boltzmann
 from freenergy.inference.gibbs import ChainState, gibbs
 from freenergy.inference.ladder import (
     Ladder,
@@ -28,11 +35,14 @@ from freenergy.inference.pseudo_likelihood import (
 from freenergy.inference.tempering import Tempering
 
 __all__ = [
+    "AnnealedMeanField",
     "Certificate",
     "ChainState",
+    "ExactBoltzmann",
     "ExactStatistics",
     "Ladder",
     "Landscape",
+    "LinearResponse",
     "LogLikelihood",
     "LogPartition",
     "MeanField",
@@ -41,14 +51,17 @@ __all__ = [
     "NegativeEntropyWarning",
     "NotConvergedWarning",
     "Tempering",
+    "anneal_mean_field",
     "annealing_ladder",
     "certify",
     "check_states",
     "exact",
+    "exact_boltzmann",
     "gibbs",
     "independent_model",
     "is_enumerable",
     "landscape",
+    "linear_response",
     "log_likelihood",
     "log_partition",
     "mean_field",

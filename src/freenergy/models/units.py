@@ -250,6 +250,8 @@ class Binomial(Unit):
 
     def mean(self, field: Tensor, tilt: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         mean = (self._probability(field, tilt) * self._values(field)).sum(0)
+        # Rounding could take the sum above n, where no field would give it back.
+        mean = mean.clamp(max=self.n)
         return mean if out is None else out.copy_(mean)
 
     def variance(self, field: Tensor, tilt: Tensor | None = None) -> Tensor:
@@ -301,14 +303,15 @@ class Binomial(Unit):
         """
         folded = torch.minimum(mean, self.n - mean)
         logit = torch.log(folded) - torch.log(self.n - folded)
-        saturated = torch.isneginf(logit)
+        asymptote = logit + math.log(self.n)
+        saturated = folded < torch.finfo(mean.dtype).tiny
         target = torch.where(saturated, 0.0, logit)
-        field = (target + math.log(self.n)).clamp(max=0.0)
+        field = torch.where(saturated, 0.0, asymptote).clamp(max=0.0)
         for _ in range(_NEWTON_STEPS):
             m = self.mean(field)
             slope = self.n * self.variance(field) / (m * (self.n - m))
             field = field - (torch.log(m) - torch.log(self.n - m) - target) / slope
-        field = torch.where(saturated, logit, field)
+        field = torch.where(saturated, asymptote, field)
         return torch.where(mean > folded, -field, field)
 
     def _finite_field(self, mean: Tensor) -> Tensor:

@@ -53,6 +53,11 @@ class UnrolledRBM(nn.Module):
     ways share one matrix: what runs down and up by different ones has no energy, hence neither a
     reaction nor a machine to fold into.
 
+    Parameters
+    ----------
+    rbm, depth, tied, order, beta, damping, head :
+        As in :func:`unroll`.
+
     Attributes
     ----------
     machines : ModuleList of RBM

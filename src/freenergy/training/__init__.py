@@ -1,20 +1,28 @@
 """One training loop for every gradient estimator, with checkpoints that resume to the bit."""
 
+from freenergy.training.boltzmann import (
+    BoltzmannOptions,
+    MeanFieldBoltzmannGradient,
+    initialize_boltzmann,
+)
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from freenergy.training.estimators import gradient_estimator
 from freenergy.training.options import LoopOptions, TrainingOptions
 from freenergy.training.rows import LabelledBatch, LabelledRows, Rows, as_rows
 from freenergy.training.run import RunConfig, RunDirectory, RunError, load_model
-from freenergy.training.stopping import EntropyCollapse, StopTraining
+from freenergy.training.stopping import EarlyStopping, EntropyCollapse, StopTraining
 from freenergy.training.trainer import DivergenceError, Trainer, initialize
 
 __all__ = [
+    "BoltzmannOptions",
     "CheckpointError",
     "DivergenceError",
+    "EarlyStopping",
     "EntropyCollapse",
     "LabelledBatch",
     "LabelledRows",
     "LoopOptions",
+    "MeanFieldBoltzmannGradient",
     "Rows",
     "RunConfig",
     "RunDirectory",
@@ -25,6 +33,7 @@ __all__ = [
     "as_rows",
     "gradient_estimator",
     "initialize",
+    "initialize_boltzmann",
     "load_checkpoint",
     "load_model",
     "save_checkpoint",

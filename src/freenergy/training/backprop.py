@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, dropout
 
 from freenergy.training.rows import LabelledBatch
 
@@ -18,8 +18,8 @@ class Backpropagation:
     r"""Gradient of :math:`\text{loss}(\text{model}, \text{batch})` by automatic differentiation.
 
     Layers that draw random numbers, such as :class:`torch.nn.Dropout`, draw them from a stream of
-    torch's own, which is stored with the state: one seed gives the same bits, and the global
-    stream of torch is left as it was.
+    this gradient's own, which is stored with the state: one seed gives the same bits, and the
+    global streams of torch are left as they were.
 
     Parameters
     ----------
@@ -45,20 +45,22 @@ class Backpropagation:
     ) -> None:
         self.model = model
         self.loss = loss
-        self._draws = torch.Generator().manual_seed(seed).get_state()
+        # Random layers draw from the global stream of the device that they run on.
+        self._device = next(model.parameters()).device
+        self._draws = torch.Generator(self._device).manual_seed(seed).get_state()
 
     def compute(self, batch: Any) -> None:
         """Write the gradient for a batch into the parameters' ``.grad``."""
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        before = torch.get_rng_state()
-        torch.set_rng_state(self._draws)
+        before = self._global_stream()
+        self._set_global_stream(self._draws)
         try:
             with torch.enable_grad():
                 self.loss(self.model, batch).backward()
-            self._draws = torch.get_rng_state()
+            self._draws = self._global_stream()
         finally:
-            torch.set_rng_state(before)
+            self._set_global_stream(before)
             self.model.eval()
 
     def measure(self) -> dict[str, Any]:
@@ -70,18 +72,38 @@ class Backpropagation:
         return {"draws": self._draws}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue from tensors that :meth:`state` returned."""
-        self._draws = state["draws"].cpu().clone()
+        """Continue from tensors that :meth:`state` returned.
+
+        The stream of another kind of device cannot go on here: it then starts from the seed.
+        """
+        draws = state["draws"].cpu()
+        if draws.shape == self._draws.shape:
+            self._draws = draws.clone()
+
+    def _global_stream(self) -> Tensor:
+        if self._device.type == "cuda":
+            return torch.cuda.get_rng_state(self._device)
+        return torch.get_rng_state()
+
+    def _set_global_stream(self, state: Tensor) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(state, self._device)
+        else:
+            torch.set_rng_state(state)
 
 
-def mean_cross_entropy(model: nn.Module, batch: LabelledBatch) -> Tensor:
+def mean_cross_entropy(
+    model: nn.Module, batch: LabelledBatch, *, input_dropout: float = 0.0
+) -> Tensor:
     r"""Mean of :math:`-\ln p(y \mid x)` of the labelled rows, of a model that returns logits.
 
     .. math:: \frac{\sum_i w_i\,(-\ln p(y_i \mid x_i))}{\sum_i w_i}
 
-    Rows whose label is -1 are passed over; where all are, the loss is zero.
+    Rows whose label is -1 are passed over; where all are, the loss is zero. ``input_dropout`` is
+    the share of the values in the rows that are set to zero, the others scaled up.
     """
     labelled = batch.labels >= 0
-    losses = cross_entropy(model(batch.rows[labelled]), batch.labels[labelled], reduction="none")
+    rows = dropout(batch.rows[labelled], input_dropout, training=input_dropout > 0)
+    losses = cross_entropy(model(rows), batch.labels[labelled], reduction="none")
     weights = torch.ones_like(losses) if batch.weights is None else batch.weights[labelled]
     return (weights * losses).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)

@@ -37,15 +37,16 @@ class EarlyStopping:
     key : str
         Name of the number in the records, such as ``"accuracy_held_out"``.
     patience : int, default=10
-        Epochs in a row without a rise by more than ``tolerance`` over the best so far.
+        Epochs in a row without a rise by more than ``tolerance`` over the last such rise. With
+        ``monitor_every`` only epochs that were read count.
     tolerance : float, default=1e-4
 
     Attributes
     ----------
     best_epoch : int or None
-        The first epoch with the largest number.
+        The first epoch with the largest number (the first of all, while none was a number).
     best_value : float
-        That number; minus infinity before the first.
+        That number; minus infinity before it.
 
     Raises
     ------
@@ -92,11 +93,23 @@ class EarlyStopping:
         ------
         StopTraining
             When ``patience`` epochs brought nothing.
+        ValueError
+            When the trainer reads its monitors and none gives the number.
         """
-        value = float(trainer.history[-1][self.key])
+        record = trainer.history[-1]
+        if self.key not in record:
+            if trainer.epoch % trainer.monitor_every == 0:
+                raise ValueError(
+                    f"EarlyStopping needs {self.key!r} in the records of training (there: "
+                    f"{', '.join(map(repr, record))}); give the trainer a monitor of it, or "
+                    "another key"
+                )
+            return
+        value = float(record[self.key])
+        # What is not a number is never the best, but a state must be there to go back to.
         if value > self.best_value or self._state is None:
-            self.best_value, self.best_epoch = value, trainer.epoch
-            self._state = trainer.state()
+            self.best_value = max(self.best_value, value)
+            self.best_epoch, self._state = trainer.epoch, trainer.state()
         if value > self._passed + self.tolerance:
             self._passed, self._waited = value, 0
             return
