@@ -8,12 +8,18 @@
 
 from freenergy import data, inference, models, normalization, thermodynamics, training
 from freenergy._version import __version__
-from freenergy.estimators import BernoulliRBM, RBMClassifier, UnrolledRBMClassifier
+from freenergy.estimators import (
+    BernoulliRBM,
+    RBMClassifier,
+    UnrolledRBMClassifier,
+    VariationalAutoencoder,
+)
 
 __all__ = [
     "BernoulliRBM",
     "RBMClassifier",
     "UnrolledRBMClassifier",
+    "VariationalAutoencoder",
     "__version__",
     "data",
     "inference",

@@ -29,15 +29,17 @@ from freenergy.random import RandomStream
 from freenergy.report import write
 from freenergy.studies.assessment import Assessment, assess, certify_run
 from freenergy.studies.assessment_page import advice_words, state_words, verdict_words
+from freenergy.studies.conjecture import ConjectureSettings, read_conjecture, run_conjecture
+from freenergy.studies.conjecture_page import verdict as conjecture_verdict
 from freenergy.studies.learning import (
     LearningSettings,
     read_assessment,
     read_learning,
     run_learning,
 )
-from freenergy.studies.learning_page import learning_page
 from freenergy.studies.results import describe, split_held_out
 from freenergy.studies.run_page import run_page
+from freenergy.studies.study_page import study_page
 from freenergy.thermodynamics import RBMMonitor, TemperatureMonitor
 from freenergy.training import (
     DivergenceError,
@@ -70,6 +72,7 @@ BinarizeOption = Annotated[
     str, typer.Option(help="Values above this become 1, others 0; 'none' keeps grey values.")
 ]
 _TRAINING = TrainingOptions()
+_CONJECTURE = "conjecture"
 
 
 @app.command()
@@ -83,7 +86,7 @@ def study(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
 ) -> None:
-    """Train RBMs by CD, PCD and EMF, compare them, and write a report."""
+    """Train RBMs by CD, PCD and EMF, compare them with each other and with backprop; report."""
     threshold = _threshold(binarize)
     dataset = data.load(data_name, binarize=threshold)
     changes: dict[str, Any] = {}
@@ -93,25 +96,31 @@ def study(
                 raise ValueError(f"--{name.removeprefix('n_')} must be at least 1, got {value}")
             changes[name] = tuple(range(value)) if name == "seeds" else value
     settings = dataclasses.replace(LearningSettings.for_data(dataset), **changes)
+    conjecture_settings = dataclasses.replace(ConjectureSettings.for_data(dataset), **changes)
     out = out or _new_folder(f"study-{dataset.name}")
+    record: dict[str, Any] = {
+        "reporter": Reporter(),
+        "command": _command(),
+        "binarize": threshold,
+        "source": _absolute(data_name),
+    }
+    conjecture = None
     try:
-        result = run_learning(
-            dataset,
-            out,
-            settings,
-            reporter=Reporter(),
-            command=_command(),
-            binarize=threshold,
-            source=_absolute(data_name),
-        )
+        learning = run_learning(dataset, out, settings, **record)
+        try:
+            conjecture = run_conjecture(dataset, out / _CONJECTURE, conjecture_settings, **record)
+        except data.DataError as error:
+            print(f"whether backprop lowers a free energy is left out: {error}")
     except KeyboardInterrupt:
         raise _Interrupted(
             f"go on with the same command and --out {shlex.quote(str(out))}"
         ) from None
-    page = learning_page(result)
+    page = study_page(learning, conjecture)
     path = write(page, out / "report.html")
     if page.verdict is not None:
         print(page.verdict.text)
+    if conjecture is not None:
+        print(f"backprop and the free energy: {conjecture_verdict(conjecture).status}")
     print(f"report: {path}")
 
 
@@ -487,7 +496,10 @@ def report(
 ) -> None:
     """Write the report of a run or of a study again."""
     if (run / "study.json").exists():
-        print(f"report: {write(learning_page(read_learning(run)), run / 'report.html')}")
+        folder = run / _CONJECTURE
+        conjecture = read_conjecture(folder) if folder.is_dir() else None
+        page = study_page(read_learning(run), conjecture)
+        print(f"report: {write(page, run / 'report.html')}")
     else:
         print(f"report: {_write_run_report(RunDirectory(run))}")
 

@@ -255,7 +255,7 @@ def test_bad_values_are_named_and_leave_the_estimator_as_it_was(binary):
         ({"optimizer": "lbfgs"}, "optimizer must be one of"),
         ({"start": "pca"}, "start must be 'random' or a freenergy.models.RBM"),
         ({"monitors": print}, "monitors must be a sequence"),
-        ({"validation_fraction": 1.0}, "leaves no rows"),
+        ({"validation_fraction": 1.0}, "validation_fraction must lie in"),
         ({"device": "abacus"}, "not known to torch"),
         ({"random_state": -1}, "random_state must be a whole number"),
     ],

@@ -199,8 +199,10 @@ class TorchEstimator(BaseEstimator):
 
     def _held_out(self, n: int) -> tuple[Tensor, Tensor]:
         """Positions of rows to learn from, and of rows held out, drawn from the seed."""
-        share = float(self.validation_fraction)
-        n_held_out = round(share * n) if 0 < share < 1 else 0
+        share = self.validation_fraction
+        if not isinstance(share, numbers.Real):
+            raise ValueError(f"validation_fraction must be a number, got {share!r}")
+        n_held_out = round(float(share) * n) if 0 < float(share) < 1 else 0
         if not 0 < n_held_out < n:
             raise ValueError(
                 f"validation_fraction={share:g} of {n} rows leaves no rows to learn from "

@@ -72,6 +72,10 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
             matrix, targets = self._validated(X, True, y)
             self._set_classes(targets)
             rows, dtype = self._labelled(matrix, targets, sample_weight, reset=True)
+            if _n_classes(rows.labels) < 2:
+                raise ValueError(
+                    "sample_weight and class_weight leave rows of fewer than two classes"
+                )
             held_out: LabelledRows | None = None
             if self.early_stopping:
                 kept, watched = self._held_out_classes(rows)
@@ -244,7 +248,7 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
         if unlabeled.any() and not self._learns_without_labels():
             self._warn_of_unlabeled(int(unlabeled.sum()))
             counted &= ~unlabeled
-        if not (counted & (reset <= (labels >= 0))).any():
+        if not counted.any():
             raise ValueError("no row has both a label and a positive weight: nothing to learn from")
         if not counted.all():
             labelled = labelled.part(torch.from_numpy(np.flatnonzero(counted)))
@@ -254,8 +258,7 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
         """The number of each label's class, from 0; -1 where a row is unlabelled."""
         # By hash, as sorting would not bear labels of another kind.
         known = {label: number for number, label in enumerate(self.classes_.tolist())}
-        numbers_ = [known.get(label, -1) for label in targets.tolist()]
-        found = np.asarray(numbers_, dtype=np.int64)
+        found = np.asarray([known.get(label, -1) for label in targets.tolist()], dtype=np.int64)
         unknown = found < 0 if unlabeled is None else (found < 0) & ~unlabeled
         if unknown.any():
             row = int(unknown.argmax())
@@ -288,8 +291,6 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
         if self.class_weight is not None:
             labeled = labels >= 0
             weights[labeled] *= self._class_factors(labels, weights)[labels[labeled]]
-        if not weights.any():
-            raise ValueError("sample_weight and class_weight leave no row with a positive weight")
         return weights
 
     def _class_factors(self, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -313,18 +314,24 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
         return factors
 
     def _held_out_classes(self, rows: LabelledRows) -> tuple[Tensor, Tensor]:
-        """Positions to learn from and to hold out; the latter are labelled rows."""
-        kept, watched = self._held_out(len(rows))
+        """Positions to learn from, and of labelled rows to hold out, in proportion to the classes.
+
+        Evenly spaced rows are held out of a random order that is sorted by class.
+        """
         labels = rows.labels.cpu()
-        labeled = labels[watched] >= 0
-        kept, watched = torch.cat([kept, watched[~labeled]]), watched[labeled]
-        if len(watched) == 0 or len(torch.unique(labels[kept][labels[kept] >= 0])) < 2:
+        labeled = torch.nonzero(labels >= 0).squeeze(1)
+        kept, watched = self._held_out(len(labeled))
+        order = labeled[torch.cat([watched, kept])]
+        order = order[labels[order].argsort(stable=True)]
+        spaced = (torch.arange(len(watched)) + 0.5) * (len(order) / len(watched))
+        learned = torch.ones(len(rows), dtype=torch.bool)
+        learned[order[spaced.long()]] = False
+        if _n_classes(labels[learned]) < 2:
             raise ValueError(
-                f"validation_fraction={self.validation_fraction:g} of {len(rows)} rows leaves "
-                "fewer than two classes to learn from, or no labelled row to hold out; pass "
-                "early_stopping=False"
+                f"validation_fraction={self.validation_fraction:g} of {len(labeled)} labelled rows "
+                "leaves fewer than two classes to learn from; pass early_stopping=False"
             )
-        return kept, watched
+        return torch.nonzero(learned).squeeze(1), torch.nonzero(~learned).squeeze(1)
 
     def _stopping(self) -> EarlyStopping | None:
         if not self.early_stopping:
@@ -411,6 +418,10 @@ class _Watch:
             loss, accuracy = _scores(self.log_proba(model, batch.rows).double(), batch)
             record |= {f"loss{suffix}": loss, f"accuracy{suffix}": accuracy}
         return record
+
+
+def _n_classes(labels: Tensor) -> int:
+    return len(torch.unique(labels[labels >= 0]))
 
 
 def _scores(log_proba: Tensor, batch: LabelledBatch) -> tuple[float, float]:

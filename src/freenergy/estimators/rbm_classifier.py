@@ -14,7 +14,7 @@ from torch.nn.utils import skip_init
 from freenergy.estimators.base import as_device, order_stream
 from freenergy.estimators.classifier import ProbabilisticClassifier
 from freenergy.estimators.validation import check_range
-from freenergy.models import DiscriminativeRBM
+from freenergy.models import DiscriminativeRBM, get_unit
 from freenergy.random import RandomStream
 from freenergy.training.discriminative import DiscriminativeGradient, DiscriminativeOptions
 from freenergy.training.options import check_whole
@@ -59,8 +59,8 @@ class RBMClassifier(ProbabilisticClassifier):
         The label of rows that have none, such as -1: the generative part learns from them. None
         takes every label for a class.
     early_stopping : bool, default=False
-        Hold out ``validation_fraction`` of the rows, stop when their accuracy does not rise by
-        ``tol`` in ``n_iter_no_change`` passes, and keep the best pass.
+        Hold out ``validation_fraction`` of the labelled rows, stop when their accuracy does not
+        rise by more than ``tol`` in ``n_iter_no_change`` passes, and keep the best pass.
     validation_fraction : float, default=0.1
     n_iter_no_change : int, default=10
     tol : float, default=1e-4
@@ -70,6 +70,8 @@ class RBMClassifier(ProbabilisticClassifier):
         Persistent chains; None is ``batch_size``.
     persistent : bool, default=True
         Whether the chains go on between updates (PCD) or start at each batch (CD).
+    input_dropout : float, default=0.0
+        Share of the values of each row that the discriminative part does not see while training.
     beta : float, default=1.0
         Inverse temperature of the model, in training and in every method.
     momentum, learning_rate_decay, l1, l2 : float, default=0.0
@@ -144,6 +146,7 @@ class RBMClassifier(ProbabilisticClassifier):
         n_steps: int = 1,
         n_chains: int | None = None,
         persistent: bool = True,
+        input_dropout: float = 0.0,
         beta: float = 1.0,
         momentum: float = 0.0,
         learning_rate_decay: float = 0.0,
@@ -175,6 +178,7 @@ class RBMClassifier(ProbabilisticClassifier):
         self.n_steps = n_steps
         self.n_chains = n_chains
         self.persistent = persistent
+        self.input_dropout = input_dropout
         self.beta = beta
         self.momentum = momentum
         self.learning_rate_decay = learning_rate_decay
@@ -216,6 +220,10 @@ class RBMClassifier(ProbabilisticClassifier):
 
     def _options(self) -> DiscriminativeOptions:
         check_whole("n_components", self.n_components, 1)
+        try:
+            get_unit(self.hidden)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"hidden={self.hidden!r} is no type of units: {error}") from error
         options: DiscriminativeOptions = super()._options()
         return options
 

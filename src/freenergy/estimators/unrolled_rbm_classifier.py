@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from functools import partial
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -34,8 +35,10 @@ __all__ = ["UnrolledRBMClassifier"]
 
 _WATCHED_ROWS = 200
 _WATCHED_STATES = 20
-# Weights beyond a mean of so many are relative: that many copies would cost time and memory.
+# More copies of the rows than so many would cost time and memory.
 _MOST_REPEATED = 10
+# Whole numbers up to here are exact in double precision.
+_LARGEST_WHOLE = 2.0**53
 _PRETRAINING: dict[str, Any] = {
     "n_components": 256,
     "learning_rate": 0.05,
@@ -80,8 +83,8 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         1 is a plain sigmoid network; 2 adds the Onsager reaction (TAP) in each layer, 3 the next.
     damping : float, default=0.0
         Share of the old magnetisation that each half-sweep keeps: a skip connection.
-    dropout : float, default=0.0
-        Share of the last hidden layer that is dropped before the softmax while training.
+    input_dropout, dropout : float, default=0.0
+        Shares of the input and of the last hidden layer that are dropped while training.
     learning_rate : float, default=0.005
         Of backpropagation, as are the options below; ``rbm`` has its own.
     batch_size : int, default=100
@@ -96,8 +99,8 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         The label of rows that have none, such as -1: only the pretraining learns from them. None
         takes every label for a class.
     early_stopping : bool, default=False
-        Hold out ``validation_fraction`` of the rows, stop when their accuracy does not rise by
-        ``tol`` in ``n_iter_no_change`` passes, and keep the best pass.
+        Hold out ``validation_fraction`` of the labelled rows, stop when their accuracy does not
+        rise by more than ``tol`` in ``n_iter_no_change`` passes, and keep the best pass.
     validation_fraction : float, default=0.1
     n_iter_no_change : int, default=10
     tol : float, default=1e-4
@@ -169,6 +172,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         release_after: int | None = None,
         order: int = 1,
         damping: float = 0.0,
+        input_dropout: float = 0.0,
         dropout: float = 0.0,
         learning_rate: float = 0.005,
         batch_size: int = 100,
@@ -199,6 +203,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         self.release_after = release_after
         self.order = order
         self.damping = damping
+        self.input_dropout = input_dropout
         self.dropout = dropout
         self.learning_rate = learning_rate
         self.batch_size = batch_size
@@ -237,6 +242,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         check_one_of("order", self.order, (1, 2, 3))
         check_share("damping", self.damping)
         check_share("dropout", self.dropout)
+        check_share("input_dropout", self.input_dropout)
         if isinstance(self.rbm, FrozenEstimator) and not self.pretrain:
             raise ValueError("pretrain=False would pass over a trained rbm; drop one of them")
         if self.release_after is not None:
@@ -261,14 +267,15 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
     def _start(self, rows: LabelledRows, dtype: torch.dtype) -> Trainer:
         seed = self._seed()
         rbm = self._pretrained(rows, dtype, seed)
-        net = unroll(
+        net = _unrolled(
             rbm.model_.to(as_device(self.device), dtype),
-            self.depth,
+            len(self.classes_),
+            self.dropout,
+            depth=self.depth,
             tied=self.tied,
             order=self.order,
             beta=rbm._beta,
             damping=self.damping,
-            head=_head(rbm.model_.n_hidden, len(self.classes_), self.dropout, rbm.model_.weight),
         )
         self.pretraining_history_ = rbm.history_
         trainer = self._trainer_of(net, self._options(), seed)
@@ -307,7 +314,8 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
     ) -> Trainer:
         net.eval()
         draws = seed if isinstance(seed, int) else int(seed.randint(2**31))
-        gradient = Backpropagation(net, mean_cross_entropy, seed=draws)
+        loss = partial(mean_cross_entropy, input_dropout=self.input_dropout)
+        gradient = Backpropagation(net, loss, seed=draws)
         random = RandomStream(seed, next(net.parameters()).device)
         return Trainer(net, options, random, gradient=gradient, order=order_stream(seed))
 
@@ -372,14 +380,15 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
             dtype=tensors["model.machines.0.weight"].dtype,
             device=as_device(self.device),
         )
-        net = unroll(
+        net = _unrolled(
             rbm,
-            spec["depth"],
+            len(self.classes_),
+            spec["dropout"],
+            depth=spec["depth"],
             tied=spec["tied"],
             order=spec["order"],
             beta=spec["beta"],
             damping=spec["damping"],
-            head=_head(rbm.n_hidden, len(self.classes_), spec["dropout"], rbm.weight),
         )
         self.n_features_in_ = rbm.n_visible
         return self._trainer_of(net, options, seed)
@@ -404,14 +413,18 @@ class _Machine:
 def _repeated(rows: LabelledRows) -> Rows:
     """Rows as often as their weights say, for a training that knows no weights.
 
-    Whole weights are taken at their word; others are scaled to a mean of one, and rounded so that
-    their running sums are right.
+    Only the ratios matter. Those of whole numbers are kept, within bounds; other weights are scaled
+    to a mean of one, and rounded so that their running sums are right.
     """
     if rows.weights is None:
         return rows.rows
-    weights = rows.weights.double().cpu()
-    whole = bool((weights == weights.round()).all()) and rows.total <= _MOST_REPEATED * len(rows)
-    ends = (weights.cumsum(0) * (1.0 if whole else len(rows) / rows.total)).round().long()
+    weights = rows.weights.double().cpu().numpy()
+    scale = len(rows) / weights.sum()
+    if (weights == weights.round()).all() and weights.max() < _LARGEST_WHOLE:
+        unit = np.gcd.reduce(weights.astype(np.int64))
+        if weights.sum() <= unit * _MOST_REPEATED * len(rows):
+            scale = 1.0 / unit
+    ends = torch.from_numpy(np.rint(weights.cumsum() * scale).astype(np.int64))
     counts = ends.diff(prepend=ends.new_zeros(1))
     return rows.rows.part(torch.repeat_interleave(torch.arange(len(rows)), counts))
 
@@ -420,9 +433,9 @@ def _unfrozen(rbm: Any) -> Any:
     return rbm.estimator if isinstance(rbm, FrozenEstimator) else rbm
 
 
-def _head(n_hidden: int, n_classes: int, dropout: float, like: Tensor) -> nn.Module:
-    """Softmax layer that starts at zero: the first step moves it alone."""
-    linear = skip_init(nn.Linear, n_hidden, n_classes, dtype=like.dtype, device=like.device)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.Dropout(dropout), linear) if dropout else linear
+def _unrolled(rbm: RBM, n_classes: int, dropout: float, **options: Any) -> UnrolledRBM:
+    """A net whose softmax layer starts at zero, behind dropout where that is asked for."""
+    net = unroll(rbm, head=n_classes, **options)
+    if dropout:
+        net.head = nn.Sequential(nn.Dropout(dropout), cast(nn.Module, net.head))
+    return net

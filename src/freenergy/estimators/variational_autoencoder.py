@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import operator
 import os
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 from torch.nn.utils import skip_init
 
-from freenergy.estimators.base import TorchEstimator, as_array, as_device, order_stream, plain
+from freenergy.estimators.base import TorchEstimator, as_array, as_device, order_stream
 from freenergy.estimators.validation import check_range, unchanged_on_error
 from freenergy.inference.importance import ImportanceLogLikelihood, importance_log_likelihood
 from freenergy.models import RBM
@@ -37,9 +36,6 @@ __all__ = ["VariationalAutoencoder"]
 _WATCHED_ROWS = 1000
 _START_ROWS = 10_000
 _BLOCK_ELEMENTS = 2**22
-
-# A VAE has many weight matrices, which no single norm constrains.
-_NOT_PARAMETERS = {"n_epochs", "weight_constraint", "max_norm"}
 
 # Arguments of the model, and the parameters that they come from.
 _SHAPE = {
@@ -91,11 +87,13 @@ class VariationalAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     n_draws : int or None, default=None
         Latent states drawn for each row and update. None: one of Gaussian latents, every state of
         at most 5 Bernoulli latents, and 4 draws of more. Bernoulli latents need at least 2.
-    optimizer : {"adam", "sgd", "rmsprop"}, default="adam"
+    optimizer : {"adam", "adamw", "sgd", "rmsprop"}, default="adam"
     momentum : float, default=0.0
         Of ``"sgd"`` and ``"rmsprop"``.
     learning_rate_decay : float, default=0.0
         Pass *t* (from 0) uses ``learning_rate / (1 + learning_rate_decay * t)``.
+    schedule : {"inverse", "cosine"}, default="inverse"
+        ``"cosine"`` lowers the rate along half a period to zero at the end of the last pass.
     l1, l2 : float, default=0.0
         Weight decay.
     beta : float, default=1.0
@@ -167,6 +165,7 @@ class VariationalAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         optimizer: str = "adam",
         momentum: float = 0.0,
         learning_rate_decay: float = 0.0,
+        schedule: str = "inverse",
         l1: float = 0.0,
         l2: float = 0.0,
         beta: float = 1.0,
@@ -194,6 +193,7 @@ class VariationalAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         self.optimizer = optimizer
         self.momentum = momentum
         self.learning_rate_decay = learning_rate_decay
+        self.schedule = schedule
         self.l1 = l1
         self.l2 = l2
         self.beta = beta
@@ -454,11 +454,9 @@ class VariationalAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
 
     def _options(self) -> VariationalOptions:
         check_whole("n_components", self.n_components, 1)
-        check_whole("n_iter", self.n_iter, 0)
         check_positive("noise_variance", self.noise_variance)
-        names = {f.name for f in dataclasses.fields(VariationalOptions)} - _NOT_PARAMETERS
-        values = {name: plain(getattr(self, name)) for name in names}
-        return VariationalOptions(n_epochs=plain(self.n_iter), **values)
+        options: VariationalOptions = super()._options()
+        return options
 
     def _training_rows(self, X: Any, reset: bool) -> tuple[Rows, torch.dtype]:
         self._options()

@@ -10,6 +10,7 @@ from freenergy.inference.equilibrium import Certificate, certify
 from freenergy.inference.exact import ExactStatistics, exact, is_enumerable
 from freenergy.inference.exact_boltzmann import ExactBoltzmann, exact_boltzmann
 from freenergy.inference.gibbs import ChainState, gibbs
+from freenergy.inference.importance import ImportanceLogLikelihood, importance_log_likelihood
 from freenergy.inference.ladder import (
     Ladder,
     annealing_ladder,
@@ -40,6 +41,7 @@ __all__ = [
     "ChainState",
     "ExactBoltzmann",
     "ExactStatistics",
+    "ImportanceLogLikelihood",
     "Ladder",
     "Landscape",
     "LinearResponse",
@@ -58,6 +60,7 @@ __all__ = [
     "exact",
     "exact_boltzmann",
     "gibbs",
+    "importance_log_likelihood",
     "independent_model",
     "is_enumerable",
     "landscape",

@@ -31,6 +31,7 @@ from freenergy.training.options import (
     LoopOptions,
     check_not_negative,
     check_one_of,
+    check_share,
     check_whole,
 )
 from freenergy.training.rows import LabelledBatch
@@ -59,6 +60,8 @@ class DiscriminativeOptions(LoopOptions):
         Persistent chains; None is ``batch_size``.
     persistent : bool, default=True
         Whether the chains go on from update to update (PCD), or start at each batch (CD).
+    input_dropout : float, default=0.0
+        Share of the values of each row that the discriminative term does not see, in [0, 1).
 
     Raises
     ------
@@ -81,12 +84,14 @@ class DiscriminativeOptions(LoopOptions):
     n_steps: int = 1
     n_chains: int | None = None
     persistent: bool = True
+    input_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         check_one_of("objective", self.objective, OBJECTIVES)
         super().__post_init__()
         check_not_negative("generative_weight", self.generative_weight)
         check_whole("n_steps", self.n_steps, 1)
+        check_share("input_dropout", self.input_dropout)
         if self.n_chains is not None:
             check_whole("n_chains", self.n_chains, 1)
 
@@ -146,8 +151,6 @@ class DiscriminativeGradient:
     >>> gradient.compute(LabelledBatch(torch.eye(4), torch.tensor([0, 1, 2, -1]), None))
     >>> model.label_weight.grad.shape
     torch.Size([3, 2])
-    >>> sorted(gradient.measure())
-    ['accuracy', 'cross_entropy']
     """
 
     def __init__(
@@ -157,15 +160,12 @@ class DiscriminativeGradient:
         self.options = options
         self.random = random
         self._discriminative, self._generative = options.term_weights
-        new = model.weight.new_full
         # Chains are kept by their hidden state, which they soon forget.
         self._chain: Tensor | None = None
         if self._generative > 0 and options.persistent:
-            self._chain = new(
+            self._chain = model.weight.new_full(
                 (options.chains, model.n_hidden), model.hidden.support[0], requires_grad=False
             )
-        # Of the rows with a label since the last reading: weight, cross-entropy, correct ones.
-        self._tally = new((3,), 0.0, dtype=torch.float64, requires_grad=False)
 
     @torch.no_grad()
     def compute(self, batch: LabelledBatch) -> None:
@@ -180,50 +180,64 @@ class DiscriminativeGradient:
         weights = rows.new_ones(len(rows)) if weights is None else weights.to(rows)
         # A batch without any weight has no gradient, and none that is not a number.
         share = weights / weights.sum().clamp(min=torch.finfo(rows.dtype).tiny)
-        field = self.model.row_field(rows, self.options.beta)
-        log_proba = None
-        if self._discriminative > 0 or bool((labels < 0).any()):
+        factors = self._discriminative, self._generative
+        phases = []
+        if self.options.input_dropout and self._discriminative > 0:
+            # Dropout is for the classes: the generative term sees the rows as they are.
+            seen = self._dropped(rows)
+            field = self.model.row_field(seen, self.options.beta)
             log_proba = self._log_proba(field)
-        phases = [self._data_phase(rows, field, labels, share, log_proba)]
-        if self._generative > 0:
-            phases.append(self._model_phase(field, labels, share, log_proba))
+            phases.append(
+                self._data_phase(seen, field, labels, share, log_proba, (self._discriminative, 0.0))
+            )
+            factors = 0.0, self._generative
+        if any(factors):
+            field = self.model.row_field(rows, self.options.beta)
+            guess = None
+            if factors[0] > 0 or bool((labels < 0).any()):
+                guess = self._log_proba(field)
+            phases.append(self._data_phase(rows, field, labels, share, guess, factors))
+            if self._generative > 0:
+                phases.append(self._model_phase(field, labels, share, guess))
         self._write_gradient(phases)
-        if self._discriminative > 0 and log_proba is not None:
-            self._count(log_proba, labels, weights)
 
     def measure(self) -> dict[str, Any]:
-        """Mean cross-entropy (in nats) and accuracy of the rows with a label since the last call.
-
-        They are those that the updates met, each before it followed its batch. A generative
-        objective does not know them.
-        """
-        weight, cross_entropy, correct = self._tally.tolist()
-        self._tally.zero_()
-        if weight == 0:
-            return {}
-        return {"cross_entropy": cross_entropy / weight, "accuracy": correct / weight}
+        """Nothing beyond what monitors see."""
+        return {}
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that must persist between updates, by name."""
-        chain = {} if self._chain is None else {"chain": self._chain}
-        return {"tally": self._tally, **chain}
+        return {} if self._chain is None else {"chain": self._chain}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from tensors that :meth:`state` returned."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
 
+    def _dropped(self, rows: Tensor) -> Tensor:
+        """Rows with a share of their values set to zero, the others scaled up."""
+        keep = 1.0 - self.options.input_dropout
+        return self.random.bernoulli_(torch.full_like(rows, keep)).mul_(rows).div_(keep)
+
     def _data_phase(
-        self, rows: Tensor, field: Tensor, labels: Tensor, share: Tensor, log_proba: Tensor | None
+        self,
+        rows: Tensor,
+        field: Tensor,
+        labels: Tensor,
+        share: Tensor,
+        log_proba: Tensor | None,
+        factors: tuple[float, float],
     ) -> _Phase:
-        row_coefficient = -self._generative * share
+        """What the rows say, with the factors of the discriminative and the generative term."""
+        discriminative, generative = factors
+        row_coefficient = -generative * share
         if log_proba is None:
             return self._phase_of_classes(rows, field, labels, row_coefficient)
         known = (labels >= 0)[:, None]
         proba = log_proba.exp()
         certain = self._one_hot(labels.clamp(min=0)) * known
-        class_coefficient = self._discriminative * (proba * known - certain)
-        class_coefficient -= self._generative * torch.where(known, certain, proba)
+        class_coefficient = discriminative * (proba * known - certain)
+        class_coefficient -= generative * torch.where(known, certain, proba)
         class_coefficient *= share[:, None]
         row_message = torch.empty_like(field)
         class_message = torch.zeros_like(self.model.label_weight)
@@ -283,12 +297,6 @@ class DiscriminativeGradient:
             visible_bias.addmv_(phase.rows.T, phase.row_coefficient, alpha=beta)
             label_bias.add_(phase.class_coefficient.sum(0), alpha=beta)
             hidden_bias.add_(phase.row_message.sum(0), alpha=beta)
-
-    def _count(self, log_proba: Tensor, labels: Tensor, weights: Tensor) -> None:
-        known = weights * (labels >= 0)
-        chosen = log_proba.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-        correct = log_proba.argmax(1) == labels
-        self._tally += torch.stack([known.sum(), -(known @ chosen), known @ correct.to(known)])
 
     def _log_proba(self, field: Tensor) -> Tensor:
         return torch.log_softmax(self.model.class_log_weights(field, self.options.beta), -1)
