@@ -29,17 +29,12 @@ from freenergy.random import RandomStream
 from freenergy.report import write
 from freenergy.studies.assessment import Assessment, assess, certify_run
 from freenergy.studies.assessment_page import advice_words, state_words, verdict_words
-from freenergy.studies.conjecture import ConjectureSettings, read_conjecture, run_conjecture
+from freenergy.studies.conjecture import ConjectureSettings
 from freenergy.studies.conjecture_page import verdict as conjecture_verdict
-from freenergy.studies.learning import (
-    LearningSettings,
-    read_assessment,
-    read_learning,
-    run_learning,
-)
+from freenergy.studies.learning import LearningSettings, read_assessment
 from freenergy.studies.results import describe, split_held_out
 from freenergy.studies.run_page import run_page
-from freenergy.studies.study_page import study_page
+from freenergy.studies.study import read_study, run_study, study_page
 from freenergy.thermodynamics import RBMMonitor, TemperatureMonitor
 from freenergy.training import (
     DivergenceError,
@@ -72,7 +67,6 @@ BinarizeOption = Annotated[
     str, typer.Option(help="Values above this become 1, others 0; 'none' keeps grey values.")
 ]
 _TRAINING = TrainingOptions()
-_CONJECTURE = "conjecture"
 
 
 @app.command()
@@ -96,31 +90,34 @@ def study(
                 raise ValueError(f"--{name.removeprefix('n_')} must be at least 1, got {value}")
             changes[name] = tuple(range(value)) if name == "seeds" else value
     settings = dataclasses.replace(LearningSettings.for_data(dataset), **changes)
-    conjecture_settings = dataclasses.replace(ConjectureSettings.for_data(dataset), **changes)
+    conjecture_settings = ConjectureSettings.for_data(dataset)
+    if hidden is not None:
+        # Small enough to be judged exactly, whatever the other studies use.
+        changes["n_hidden"] = min(hidden, conjecture_settings.n_hidden)
+    conjecture_settings = dataclasses.replace(conjecture_settings, **changes)
     out = out or _new_folder(f"study-{dataset.name}")
-    record: dict[str, Any] = {
-        "reporter": Reporter(),
-        "command": _command(),
-        "binarize": threshold,
-        "source": _absolute(data_name),
-    }
-    conjecture = None
     try:
-        learning = run_learning(dataset, out, settings, **record)
-        try:
-            conjecture = run_conjecture(dataset, out / _CONJECTURE, conjecture_settings, **record)
-        except data.DataError as error:
-            print(f"whether backprop lowers a free energy is left out: {error}")
+        found = run_study(
+            dataset,
+            out,
+            settings,
+            conjecture_settings,
+            reporter=Reporter(),
+            command=_command(),
+            binarize=threshold,
+            source=_absolute(data_name),
+        )
     except KeyboardInterrupt:
         raise _Interrupted(
             f"go on with the same command and --out {shlex.quote(str(out))}"
         ) from None
-    page = study_page(learning, conjecture)
+    page = study_page(found)
     path = write(page, out / "report.html")
     if page.verdict is not None:
         print(page.verdict.text)
-    if conjecture is not None:
-        print(f"backprop and the free energy: {conjecture_verdict(conjecture).status}")
+    if found.conjecture is not None:
+        status = conjecture_verdict(found.conjecture).status
+        print(f"The conjecture that backprop lowers the free energy: {status}.")
     print(f"report: {path}")
 
 
@@ -496,10 +493,7 @@ def report(
 ) -> None:
     """Write the report of a run or of a study again."""
     if (run / "study.json").exists():
-        folder = run / _CONJECTURE
-        conjecture = read_conjecture(folder) if folder.is_dir() else None
-        page = study_page(read_learning(run), conjecture)
-        print(f"report: {write(page, run / 'report.html')}")
+        print(f"report: {write(study_page(read_study(run)), run / 'report.html')}")
     else:
         print(f"report: {_write_run_report(RunDirectory(run))}")
 

@@ -96,8 +96,7 @@ class RBMClassifier(ProbabilisticClassifier):
     history_ : dict of list
         Numbers of each pass by name: ``loss`` (mean :math:`-\ln p(y|x)`, nats) and ``accuracy`` of
         the first 1000 labelled training rows after it, and of held-out rows with the suffix
-        ``_held_out``; ``cross_entropy``, the mean over the batches, each before its update (not
-        with ``objective="generative"``); ``epoch``, ``learning_rate`` and ``seconds``.
+        ``_held_out``; ``epoch``, ``learning_rate`` and ``seconds``.
     n_iter_ : int
         Passes made, those after the best one included.
     n_features_in_ : int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +27,7 @@ from freenergy.training.backprop import Backpropagation, mean_cross_entropy
 from freenergy.training.options import LoopOptions, check_one_of, check_share, check_whole
 from freenergy.training.rows import LabelledRows, Rows
 from freenergy.training.run import model_spec
-from freenergy.training.stopping import EarlyStopping
+from freenergy.training.stopping import EarlyStopping, StopTraining
 from freenergy.training.trainer import START_SCALE, DivergenceError, Trainer
 
 __all__ = ["UnrolledRBMClassifier"]
@@ -324,17 +323,29 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         if self.release_after is None or self.release_after >= self.n_iter:
             super()._learn(trainer, rows, stopping)
             return
-        whole = trainer.options
-        trainer.options = dataclasses.replace(whole, n_epochs=self.release_after)
         monitors = trainer.monitors
-        if not self._train(trainer, rows, self._after_epoch(None)):
+        if self.release_after > 0 and not self._learn_tied(trainer, rows):
             return
-        released = self._trainer_of(trainer.model.untie(), whole, self._seed())
+        released = self._trainer_of(trainer.model.untie(), trainer.options, self._seed())
         released.epoch, released.history = trainer.epoch, trainer.history
         released.monitors = monitors
         released.random, released.order = trainer.random, trainer.order
         released.gradient.restore(trainer.gradient.state())
         super()._learn(released, rows, stopping)
+
+    def _learn_tied(self, trainer: Trainer, rows: LabelledRows) -> bool:
+        """Train up to the release; False where a callback or Ctrl-C ended training before."""
+        after_epoch, due = self._after_epoch(None), False
+
+        def until_release(trainer: Trainer) -> None:
+            nonlocal due
+            after_epoch(trainer)
+            if trainer.epoch == self.release_after:
+                due = True
+                raise StopTraining
+
+        self._train(trainer, rows, until_release)
+        return due
 
     def _stored_parameters(self) -> dict[str, Any]:
         parameters = super()._stored_parameters()

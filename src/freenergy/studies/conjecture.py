@@ -109,7 +109,7 @@ class ConjectureSettings:
         return cls(
             n_hidden=12,
             learning_rate=0.5,
-            likelihood_rate=0.01,
+            likelihood_rate=0.005,
             seeds=(0, 1, 2, 3, 4, 5),
             n_rows=5000,
         )
@@ -317,6 +317,7 @@ class _Run:
         self.train = train.shuffled(_stream(seed, _LABELS)) if shuffled else train
         # The controls are read against the true labels.
         self.reader = Reader(train, held_out, _stream(seed, _READER))
+        # A control has no walk beside it, and nobody asks where its steps point.
         self.walk = None if shuffled else _stream(seed, _WALK)
         self.order = _stream(seed, _ORDER)
         self.station = self._build(seed, n_classes)
@@ -339,7 +340,7 @@ class _Run:
         before = self.station.rbm()
         walker, seconds = self.station.rbm(), 0.0
         history = [self._read(0, seconds)]
-        walked = [self._read_walk(walker, 0)]
+        walked = [] if self.walk is None else [self._read_walk(walker, 0)]
         every = max(1, self.settings.n_epochs // _N_READINGS)
         for epoch in range(1, self.settings.n_epochs + 1):
             begin = time.perf_counter()

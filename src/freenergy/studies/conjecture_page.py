@@ -83,10 +83,15 @@ def verdict(study: ConjectureStudy) -> Verdict:
 def _sentence(study: ConjectureStudy, name: str) -> str:
     fall, step = (study.judgement(name, claim) for claim in (DIFFERENCE, ALIGNS))
     return (
-        f"**{name}** {'lowers' if fall.effect.mean > 0 else 'raises'} the free-energy difference "
+        f"{name} {'lowers' if fall.effect.mean > 0 else 'raises'} the free-energy difference "
         f"ΔF by {abs(fall.effect.mean):.2f} nats ({_status(fall)}); its steps have a mean cosine "
-        f"of {step.effect.mean:+.2f} with those of the mean field ({_status(step)})."
+        f"of {_signed(step.effect.mean)} with those of the mean field ({_status(step)})."
     )
+
+
+def _signed(value: float) -> str:
+    """Two places with a sign, and none for what rounds to zero."""
+    return f"{round(value, 2) + 0.0:+.2f}"
 
 
 def _status(judgement: Judgement) -> str:

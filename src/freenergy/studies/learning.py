@@ -22,6 +22,7 @@ from sklearn.utils.multiclass import type_of_target
 
 from freenergy.data import Dataset
 from freenergy.files import write_atomically
+from freenergy.models import RBM
 from freenergy.progress import Reporter
 from freenergy.studies.assessment import Assessment, assess
 from freenergy.studies.results import MethodResult, describe, filters, samples, split_held_out
@@ -41,6 +42,7 @@ __all__ = [
     "METHODS",
     "LearningSettings",
     "LearningStudy",
+    "first_model",
     "read_assessment",
     "read_learning",
     "run_learning",
@@ -268,6 +270,11 @@ def _read_plan(path: Path) -> tuple[_Plan, dict[str, str]]:
 def _run_path(directory: Path, name: str, seed: int) -> Path:
     short = name.lower().replace(" ", "-").replace("(", "").replace(")", "")
     return directory / f"{short}-seed{seed}"
+
+
+def first_model(directory: str | os.PathLike[str], settings: LearningSettings, name: str) -> RBM:
+    """The model that a method trained with the first seed."""
+    return load_model(_run_path(Path(directory), name, settings.seeds[0]))
 
 
 def _train_one(

@@ -4,13 +4,13 @@ A station owns an RBM's parameters, and perhaps a softmax head; it follows the p
 loss of its own by :class:`torch.optim.SGD`, without centring or momentum, so that the directions of
 all stations can be compared. Whatever it trains, its weights define an RBM at any time.
 
-=====================  ===========================================================================
-``EMF (TAP2)``         the extended mean-field gradient of :math:`-\langle\ln p(v)\rangle`
-``PCD``                the same gradient by persistent chains
-``Discriminative RBM`` backpropagation of :math:`-\ln p(y|v)` under the energy of (v, y, h)
-``Unrolled, tied``     backpropagation through mean-field sweeps of the RBM into a softmax
-``Unrolled, untied``   the same with weights of its own for each sweep; their mean is the RBM's
-=====================  ===========================================================================
+=======================  =========================================================================
+``EMF (TAP2)``           the extended mean-field gradient of :math:`-\langle\ln p(v)\rangle`
+``PCD``                  the same gradient by persistent chains
+``Discriminative RBM``   backpropagation of :math:`-\ln p(y|v)` under the energy of (v, y, h)
+``Tied unrolled net``    backpropagation through mean-field sweeps of the RBM into a softmax
+``Untied unrolled net``  the same with weights of its own for each sweep; their mean is the RBM's
+=======================  =========================================================================
 
 The visible biases cancel in the discriminative RBM's loss, so it leaves them where they started.
 """
@@ -291,7 +291,7 @@ STATIONS: dict[str, StationKind] = {
     "EMF (TAP2)": StationKind(_emf, backpropagation=False),
     "PCD": StationKind(_pcd, backpropagation=False),
     "Discriminative RBM": StationKind(_discriminative, backpropagation=True),
-    "Unrolled, tied": StationKind(_unrolled(True), backpropagation=True),
-    "Unrolled, untied": StationKind(_unrolled(False), backpropagation=True),
+    "Tied unrolled net": StationKind(_unrolled(True), backpropagation=True),
+    "Untied unrolled net": StationKind(_unrolled(False), backpropagation=True),
 }
 """What the study compares, by name."""
