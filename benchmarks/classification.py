@@ -55,6 +55,13 @@ CLASSIFICATION: dict[str, Any] = {
     "input_dropout": 0.2,
     "n_iter": 16,
 }
+HYBRID: dict[str, Any] = {
+    "objective": "hybrid",
+    "generative_weight": 0.01,
+    "persistent": False,
+    "n_components": 1000,
+    "n_iter": 20,
+}
 
 
 def discriminative(seed: int) -> Any:
@@ -62,7 +69,7 @@ def discriminative(seed: int) -> Any:
 
 
 def hybrid(seed: int) -> Any:
-    return fe.RBMClassifier(**CLASSIFICATION, objective="hybrid", random_state=seed)
+    return fe.RBMClassifier(**CLASSIFICATION | HYBRID, random_state=seed)
 
 
 def unrolled(seed: int) -> Any:
@@ -100,7 +107,7 @@ def whole_set(name: str, seeds: int, mnist: fe.data.Dataset) -> None:
 def few_labels(seeds: int, mnist: fe.data.Dataset) -> None:
     """The same net from a pretrained start and from a random one, on 1000 labels."""
     rbm = fe.BernoulliRBM(**PRETRAINING, random_state=0).fit(mnist.x_train)
-    settings = BACKPROP | {"n_iter": 100, "batch_size": 50}
+    settings = BACKPROP | {"n_iter": 60, "batch_size": 50}
     found = []
     for seed in range(seeds):
         rows = np.random.default_rng(seed).permutation(len(mnist.x_train))[:N_LABELS]

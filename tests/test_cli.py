@@ -818,8 +818,10 @@ def no_training(monkeypatch) -> None:
 def test_a_study_trains_every_method_and_prints_its_report(studied, run, data, no_training):
     runs = sorted(path.name for path in studied.iterdir() if path.is_dir())
     methods = ("cd", "emf-naive", "emf-tap2", "emf-tap3", "pcd", "ptt")
-    assert runs == [f"{name}-seed{seed}" for name in methods for seed in (0, 1)]
+    learned = sorted(f"{name}-seed{seed}" for name in methods for seed in (0, 1))
+    assert runs == sorted([*learned, "conjecture"])
     assert (studied / "report.html").exists()
+    assert (studied / "landscape.json").exists()
     accuracy = json.loads((studied / "accuracy.json").read_text())
     names = {"pixels", "CD", "PCD", "PTT", "EMF (naive)", "EMF (TAP2)", "EMF (TAP3)"}
     assert set(accuracy) == names
@@ -830,11 +832,14 @@ def test_a_study_trains_every_method_and_prints_its_report(studied, run, data, n
     (studied / "report.html").unlink()
     result = run(*STUDY, "--data", data, "--out", studied)
     assert (result.code, result.err.count("epochs")) == (0, 0)
-    verdict, path = result.out.splitlines()
+    verdict, conjecture, path = result.out.splitlines()
+    assert conjecture.startswith("The conjecture that backprop lowers the free energy: ")
     assert path == f"report: {studied / 'report.html'}"
     assert "log-likelihood after learning with EMF (TAP2)" in verdict
     page = (studied / "report.html").read_text()
     assert verdict.split(".")[0] in page
+    assert "Does backpropagation lower the free energy?" in page
+    assert "The landscape, rough and smoothed: PCD" in page
     for name in ("PCD", "PTT", "EMF (TAP2)"):
         assert f"How good is it really?: {name}" in page
 

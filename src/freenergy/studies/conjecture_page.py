@@ -140,14 +140,15 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _claims(study: ConjectureStudy) -> Section:
-    columns = ["station", "claim", "effect", *(f"more than {c}" for c in _CONTROLS), "verdict"]
+    columns = ["station", "claim", "verdict", "effect", "more than its controls", "why"]
     rows = [
         [
             j.claim.subject,
             j.claim.statement,
+            j.status,
             _words(j.effect, j.claim.unit),
-            *(_words(j.excess[c]) if c in j.excess else "" for c in _CONTROLS),
-            f"{j.status}: {j.reason}",
+            "; ".join(f"{c}: {_words(j.excess[c])}" for c in _CONTROLS if c in j.excess),
+            j.reason,
         ]
         for j in study.judgements
     ]

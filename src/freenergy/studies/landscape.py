@@ -124,7 +124,7 @@ def landscape_section(found: dict[str, Any], method: str) -> Section:
                     f"{minima['found']} distinct minima of the energy, "
                     f"{found['minima']['mean_energy']:.1f} on average over the starts"
                 ),
-                note=" ".join(found["reasons"]),
+                note="; ".join(found["reasons"]),
             ),
         ],
         intro=(
