@@ -16,7 +16,6 @@ from sklearn.exceptions import NotFittedError
 
 import freenergy as fe
 from freenergy.estimators import base
-from freenergy.estimators import bernoulli_rbm as module
 from freenergy.inference import exact
 from freenergy.random import RandomStream
 from freenergy.training import (
@@ -685,6 +684,21 @@ def test_damaged_and_foreign_files_are_refused_by_name(binary, small, tmp_path):
     save_checkpoint(path, {"x": torch.ones(1)}, {})
     with pytest.raises(CheckpointError, match=r"rbm\.safetensors holds no BernoulliRBM"):
         fe.BernoulliRBM.load(path)
+
+
+def test_a_callback_that_fails_leaves_the_estimator_as_it_was(binary, small):
+    def fail(_trainer):
+        raise OSError("no space left")
+
+    X = binary()
+    with pytest.raises(OSError, match="no space left"):
+        (rbm := small(callback=fail)).fit(X)
+    with pytest.raises(NotFittedError):
+        rbm.transform(X)
+    before = (rbm := small().fit(X)).transform(X)
+    with pytest.raises(OSError, match="no space left"):
+        rbm.set_params(callback=fail).fit(X[:, :2])
+    assert_array_equal(rbm.transform(X), before)
 
 
 def test_a_failed_save_leaves_the_old_file(binary, small, tmp_path, monkeypatch):

@@ -81,17 +81,17 @@ def state_of(contents):
 # ---- scikit-learn's common checks ----------------------------------------------------------------
 
 # The checks feed values far outside [0, 1], which only the conditional likelihood takes by default.
-FREE = {"n_iter": 8, "learning_rate": 0.2, "batch_size": 200}
-OUTSIDE = small_rbm(batch_size=200, validate_range=False)
+FREE = {"n_iter": 10, "batch_size": 50, "validate_range": False}
+OUTSIDE = small_rbm(n_components=12, batch_size=200, validate_range=False)
 
 
 @parametrize_with_checks(
     [
-        fe.RBMClassifier(n_components=4, **FREE),
-        fe.RBMClassifier(n_components=4, hidden="spin", class_weight={0: 1.0, 1: 1.0}, **FREE),
-        fe.UnrolledRBMClassifier(OUTSIDE, validate_range=False, **FREE),
+        fe.RBMClassifier(n_components=4, n_iter=12, learning_rate=0.2, batch_size=200),
+        fe.RBMClassifier(n_components=4, n_iter=8, learning_rate=0.2, hidden="spin"),
+        fe.UnrolledRBMClassifier(OUTSIDE, depth=1, learning_rate=0.1, **FREE),
         fe.UnrolledRBMClassifier(
-            OUTSIDE, pretrain=False, depth=1, tied=False, validate_range=False, **FREE
+            OUTSIDE, depth=1, pretrain=False, tied=False, learning_rate=0.1, **FREE
         ),
     ]
 )
@@ -569,7 +569,30 @@ def test_the_label_that_marks_rows_without_one_may_be_any(kind):
         found.append(clf.predict_proba(X))
     assert_array_equal(found[0], found[1])
     assert_array_equal(found[0], found[2])
-    assert len(make(kind).fit(X, np.where(hidden, -1, y)).classes_) == 4, "by default a class"
+    assert len(make(kind, unlabeled=None).fit(X, np.where(hidden, -1, y)).classes_) == 4
+
+
+def test_minus_one_beside_two_classes_from_zero_on_marks_rows_without_one(kind):
+    X, y = labelled()
+    partly = np.where(np.arange(60) % 3 == 0, -1, y)
+    with pytest.warns(UserWarning, match="20 rows have the label -1 and are taken for rows with"):
+        clf = make(kind).fit(X, partly)
+    assert clf.classes_.tolist() == [0, 1, 2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        said = make(kind, unlabeled=-1).fit(X, partly)
+        clf.partial_fit(X, partly)
+        said.partial_fit(X, partly)
+    assert_array_equal(clf.predict_proba(X), said.predict_proba(X))
+
+
+def test_minus_one_is_a_class_where_labels_are_signs(kind):
+    X, y = labelled(n_classes=2)
+    signs = 2 * y - 1
+    clf = make(kind).fit(X, signs).partial_fit(X, signs)
+    assert clf.classes_.tolist() == [-1, 1]
+    listed = make(kind).partial_fit(X[:9], np.repeat([0, 1, -1], 3), classes=[-1, 0, 1])
+    assert listed.classes_.tolist() == [-1, 0, 1]
 
 
 def test_two_classes_are_needed_beside_the_mark(kind):

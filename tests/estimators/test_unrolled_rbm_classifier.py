@@ -111,13 +111,13 @@ def test_the_pretraining_is_that_of_the_rbm_alone():
 
 
 @pytest.mark.parametrize("d", [6, 400])
-def test_without_pretraining_the_weights_start_with_the_inverse_width_as_variance(d):
+def test_without_pretraining_the_weights_start_with_the_variance_for_sigmoid_nets(d):
     X, y = labelled(30, d)
     clf = make(pretrain=False, rbm=small_rbm(n_components=300), n_iter=0).fit(X, y)
     W = clf.fold().weight.detach().numpy()
     n = W.size
-    assert W.var() == pytest.approx(1 / d, rel=5 * (2 / n) ** 0.5)
-    assert abs(W.mean()) < 5 / (d * n) ** 0.5
+    assert W.var() == pytest.approx(32 / (d + 300), rel=5 * (2 / n) ** 0.5)
+    assert abs(W.mean()) < 5 * (32 / (d + 300) / n) ** 0.5
     means = (X.sum(0) + 1) / 32
     assert_allclose(clf.fold().visible_bias.detach(), np.log(means / (1 - means)), rtol=1e-12)
     assert clf.pretraining_history_ == {}

@@ -244,6 +244,8 @@ def test_bad_values_are_named_and_leave_the_estimator_as_it_was(binary):
     [
         ({"n_components": 0}, "n_components must be a whole number"),
         ({"hidden_layer_sizes": (5, 0)}, "each of hidden_layer_sizes must be a whole number"),
+        ({"hidden_layer_sizes": 5}, r"a sequence of numbers of units such as \(256,\), got 5"),
+        ({"hidden_layer_sizes": "55"}, "a sequence of numbers of units"),
         ({"latent": "spin"}, "latent must be one of"),
         ({"likelihood": "poisson"}, "likelihood must be one of"),
         ({"n_iter": -1}, "n_iter must be a whole number"),
@@ -255,7 +257,7 @@ def test_bad_values_are_named_and_leave_the_estimator_as_it_was(binary):
         ({"optimizer": "lbfgs"}, "optimizer must be one of"),
         ({"start": "pca"}, "start must be 'random' or a freenergy.models.RBM"),
         ({"monitors": print}, "monitors must be a sequence"),
-        ({"validation_fraction": 1.0}, "validation_fraction must lie in"),
+        ({"validation_fraction": 1.0}, "leaves no rows"),
         ({"device": "abacus"}, "not known to torch"),
         ({"random_state": -1}, "random_state must be a whole number"),
     ],
@@ -266,6 +268,21 @@ def test_impossible_parameters_are_refused_by_name(binary, parameters, message):
         vae.fit(binary())
     with pytest.raises(NotFittedError):
         vae.transform(binary())
+
+
+def test_a_callback_that_fails_leaves_the_estimator_as_it_was(binary):
+    def fail(_trainer):
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        (vae := small(callback=fail)).fit(binary())
+    with pytest.raises(NotFittedError):
+        vae.transform(binary())
+    X = binary()
+    before = (vae := small().fit(X)).transform(X)
+    with pytest.raises(OSError, match="no space left"):
+        vae.set_params(callback=fail).fit(X[:, :2])
+    assert_array_equal(vae.transform(X), before)
 
 
 def test_latent_states_need_the_models_width(binary):

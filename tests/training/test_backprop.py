@@ -1,4 +1,4 @@
-"""Backpropagation as a gradient: the formula, weights, and random layers with a stream of their own."""
+"""Backpropagation as a gradient: its formula, weights, and the stream of random layers."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_extreme_logits_have_a_finite_gradient():
 
 
 def test_a_second_gradient_takes_the_place_of_the_first():
-    model, gradient = net(), None
+    model = net()
     gradient = Backpropagation(model, mean_cross_entropy)
     gradient.compute(batch())
     first = gradients(model)
@@ -208,6 +208,27 @@ def test_a_training_goes_on_to_the_same_bits(epoch, same_state):
     resumed.restore(*begun.state())
     resumed.fit(rows())
     same_state(resumed.state(), whole.state())
+
+
+def test_running_means_of_a_layer_belong_to_the_state(same_state):
+    """An epoch that is undone must not leave its statistics behind, nor a resumed one lack them."""
+
+    def normalized() -> Trainer:
+        torch.manual_seed(4)
+        model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).double()
+        gradient = Backpropagation(model, mean_cross_entropy)
+        options = LoopOptions(n_epochs=2, batch_size=5, learning_rate=0.1)
+        return Trainer(model, options, RandomStream(0), gradient=gradient)
+
+    whole, resumed = normalized(), normalized()
+    begin = whole.state()
+    whole.fit(rows())
+    assert bool((whole.model[1].running_mean != 0).all())
+    resumed.restore(*whole.state())
+    same_state(resumed.state(), whole.state())
+    assert_array_equal(resumed.model[1].running_var, whole.model[1].running_var)
+    whole.restore(*begin)
+    assert not bool(whole.model[1].running_mean.any())
 
 
 def test_the_stream_of_another_kind_of_device_starts_anew():

@@ -320,6 +320,20 @@ def test_a_trainer_goes_on_to_the_same_bits():
     assert whole.history[-1]["mean_field_converged"] == resumed.history[-1]["mean_field_converged"]
 
 
+def test_an_epoch_that_is_undone_does_not_count_in_the_next_one():
+    rows = rows_of(random_machine(4, 1), 8)
+    trainer = train(random_machine(4, 1), rows, n_epochs=0)
+    trainer.options = dataclasses.replace(trainer.options, n_epochs=1)
+
+    def interrupt(_n_rows):
+        assert trainer.gradient.state()["tally"].any()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(as_rows(rows, like=rows), on_batch=interrupt)
+    assert trainer.gradient.measure() == {}
+
+
 # Starts, options and errors
 
 

@@ -1,4 +1,4 @@
-"""When training ends because the entropy collapsed, and that a resumed run ends there too."""
+"""When training ends early: the entropy collapsed, or a number no longer rises."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from freenergy.thermodynamics import RBMMonitor
 from freenergy.training import RunConfig, RunDirectory, TrainingOptions, as_rows
-from freenergy.training.stopping import EntropyCollapse, StopTraining
+from freenergy.training.stopping import EarlyStopping, EntropyCollapse, StopTraining
 
 
 def fake(values, key: str = "tap2_entropy", *, every: int = 1, **options) -> SimpleNamespace:
@@ -222,3 +222,105 @@ def test_a_resumed_run_stops_where_a_whole_one_does(data, tmp_path):
     for epoch in (1, whole[0] - 1):
         assert epochs_until_stop(tmp_path / f"cut{epoch}", data(), [epoch]) == whole
     assert epochs_until_stop(tmp_path / "twice", data(), [2, 3]) == whole
+
+
+# When a number no longer rises
+
+
+class Scores:
+    """A monitor that reads these numbers, one after another."""
+
+    def __init__(self, values, key: str = "score") -> None:
+        self.values = iter(values)
+        self.key = key
+
+    def __call__(self, model) -> dict[str, float]:
+        return {self.key: next(self.values)}
+
+
+def train_on(start, rows, values, stopping: EarlyStopping, **options):
+    """A trainer whose epochs have these scores."""
+    trainer = start(rows, n_epochs=len(values), **options)
+    trainer.monitors = (Scores(values, stopping.key),)
+    trainer.fit(as_rows(rows, like=rows), on_epoch=stopping)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "tolerance", "n_epochs", "best"),
+    [
+        ([1, 2, 3, 4], 1, 0.0, 4, 4),
+        ([4, 3, 2, 1], 2, 0.0, 3, 1),
+        ([1, 5, 5, 5, 9], 2, 0.0, 4, 2),
+        ([1, 5, 4, 6, 5, 5, 5], 3, 0.0, 7, 4),
+        # A rise within the tolerance is the best so far, but no reason to go on.
+        ([1.0, 1.05, 1.09, 2.0], 2, 0.1, 3, 3),
+        # Small rises that add up are one.
+        ([1.0, 1.06, 1.12, 1.18, 1.24, 1.3], 2, 0.1, 6, 6),
+        ([math.nan, math.nan, 1, 2], 3, 0.0, 4, 4),
+        ([1, math.nan, math.nan, math.nan], 2, 0.0, 3, 1),
+        ([math.nan] * 5, 3, 0.0, 3, 1),
+        ([-math.inf, -5, -6, -7], 2, 0.0, 4, 2),
+    ],
+)
+def test_training_ends_when_a_number_no_longer_rises(
+    data, start, same_state, values, patience, tolerance, n_epochs, best
+):
+    stopping = EarlyStopping("score", patience=patience, tolerance=tolerance)
+    trainer = train_on(start, data(), values, stopping)
+    assert (trainer.epoch, stopping.best_epoch) == (n_epochs, best)
+    history = trainer.history
+    stopping.restore_best(trainer)
+    assert trainer.epoch == best
+    assert trainer.history == history
+    assert len(history) == n_epochs, "the history stays whole"
+    # The state is that of a training which ends at the best epoch, to the bit.
+    trainer.history = history[:best]
+    if not any(math.isnan(value) for value in values):
+        short = start(data(), n_epochs=best)
+        short.monitors = (Scores(values),)
+        short.fit(as_rows(data(), like=data()))
+        same_state(trainer.state(), short.state())
+
+
+def test_the_best_value_is_a_number_or_minus_infinity(data, start):
+    for values, expected in (([math.nan, 1.0, 0.5], 1.0), ([math.nan] * 3, -math.inf)):
+        stopping = EarlyStopping("score")
+        train_on(start, data(), values, stopping)
+        assert stopping.best_value == expected
+    fresh = EarlyStopping("score")
+    assert (fresh.best_value, fresh.best_epoch) == (-math.inf, None)
+
+
+def test_before_any_epoch_there_is_nothing_to_restore(data, start, same_state):
+    trainer = start(data())
+    before = trainer.state()
+    EarlyStopping("score").restore_best(trainer)
+    same_state(trainer.state(), before)
+
+
+def test_epochs_that_were_not_read_leave_the_patience(data, start):
+    trainer = start(data(), n_epochs=8)
+    trainer.monitors, trainer.monitor_every = (Scores([3.0, 2.0, 1.0, 0.0]),), 2
+    stopping = EarlyStopping("score", patience=2)
+    trainer.fit(as_rows(data(), like=data()), on_epoch=stopping)
+    assert (trainer.epoch, stopping.best_epoch) == (6, 2)
+
+
+def test_a_number_that_nobody_gives_is_named(data, start):
+    trainer = start(data(), n_epochs=1)
+    with pytest.raises(ValueError, match=r"needs 'score' in the records .*'epoch', 'learning_rat"):
+        trainer.fit(as_rows(data(), like=data()), on_epoch=EarlyStopping("score"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patience": 0}, "patience must be a whole number of at least 1, got 0"),
+        ({"tolerance": -1.0}, "tolerance must not be negative, got -1.0"),
+        ({"tolerance": math.nan}, "tolerance must be a finite number, got nan"),
+    ],
+)
+def test_impossible_options_of_early_stopping_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        EarlyStopping("score", **options)

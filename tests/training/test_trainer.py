@@ -11,17 +11,18 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from freenergy.inference import exact
-from freenergy.models import RBM
+from freenergy.models import RBM, DiscriminativeRBM
 from freenergy.random import RandomStream
 from freenergy.training import (
     DivergenceError,
+    LabelledRows,
     Trainer,
     TrainingOptions,
     as_rows,
     gradient_estimator,
     initialize,
 )
-from freenergy.training.trainer import has_diverged
+from freenergy.training.trainer import START_SCALE, has_diverged
 
 METHODS = ("cd", "pcd", "emf")
 EMF = [{"method": "emf", "mean_field_order": order} for order in (1, 2, 3)]
@@ -101,6 +102,60 @@ def test_values_beyond_those_of_the_unit_start_finite():
     rows = torch.tensor([[300.0, -40.0]] * 5).double()
     initialize(model, rows_of(rows), RandomStream(0))
     assert bool(torch.isfinite(model.visible_bias).all())
+
+
+LABELS = torch.arange(300) % 7 % 3
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("visible", ["bernoulli", "spin"])
+def test_a_model_of_labels_starts_at_the_shares_of_the_classes(data, visible, beta, weighted):
+    x = data(300, unit=visible)
+    counts = torch.arange(300) % 4 if weighted else torch.ones(300, dtype=torch.int64)
+    rows = LabelledRows(rows_of(x), LABELS, counts.double() if weighted else None)
+    repeated = LabelledRows(
+        rows_of(x.repeat_interleave(counts, 0)), LABELS.repeat_interleave(counts)
+    )
+    models = []
+    for start in (rows, repeated):
+        model = DiscriminativeRBM(6, 3, 4, visible=visible, dtype=torch.float64)
+        initialize(model, start, RandomStream(0), beta)
+        models.append(model)
+    for name, parameter in models[0].named_parameters():
+        other = models[1].get_parameter(name)
+        assert_allclose(parameter.detach(), other.detach(), rtol=1e-12, err_msg=name)
+    # Against the rows themselves: the mean of each column, the share of each class.
+    n = int(counts.sum())
+    total = counts.double() @ x
+    low, high = model.visible.support
+    mean = (total + low + high) / (n + 2)
+    assert_allclose(model.visible_mean(torch.zeros(4).double(), beta).detach(), mean, rtol=1e-12)
+    shares = (torch.bincount(LABELS, counts.double()) + 1) / (n + 3)
+    p = model.label_log_proba(torch.zeros(4).double(), beta).exp().detach()
+    assert_allclose(p, shares, rtol=1e-12)
+    assert_array_equal(model.hidden_bias.detach(), 0)
+
+
+def test_the_couplings_start_at_one_scale_and_those_of_rows_as_without_labels(data):
+    x = data(60, 40)
+    plain, model = RBM(40, 30, dtype=torch.float64), DiscriminativeRBM(40, 25, 30)
+    initialize(plain, rows_of(x), RandomStream(1))
+    rows = LabelledRows(as_rows(x, torch.empty(0)), torch.arange(60) % 25)
+    initialize(model, rows, RandomStream(1))
+    assert_allclose(model.weight.detach(), plain.weight.detach(), rtol=1e-6)
+    for weight in (model.weight, model.label_weight):
+        values = weight.detach().numpy()
+        assert values.std() == pytest.approx(START_SCALE, rel=5 / (2 * values.size) ** 0.5)
+        assert abs(values.mean()) < 5 * START_SCALE / values.size**0.5
+
+
+def test_a_class_without_rows_starts_finite():
+    x = torch.eye(4).double()
+    model = DiscriminativeRBM(4, 5, 2, dtype=torch.float64)
+    initialize(model, LabelledRows(rows_of(x), torch.tensor([0, 0, 1, -1])), RandomStream(0))
+    shares = torch.softmax(model.label_bias.detach(), 0)
+    assert_allclose(shares, np.array([3, 2, 1, 1, 1]) / 8, rtol=1e-12)
 
 
 # ---- one update ----------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from freenergy.thermodynamics import EffectiveTemperature, effective_temperature
 from freenergy.training.options import TrainingOptions, check_whole
 from freenergy.training.rows import Rows, as_rows
 from freenergy.training.run import model_spec
-from freenergy.training.trainer import Monitor, Trainer, initialize
+from freenergy.training.trainer import DivergenceError, Monitor, Trainer, initialize
 
 __all__ = ["BernoulliRBM"]
 
@@ -242,15 +242,16 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstim
         ------
         ValueError
             When ``X`` is empty or has NaN, infinities or values outside [0, 1] (the column is
-            named), or a parameter is impossible. A fitted estimator then stays as it was.
+            named), or a parameter is impossible. A fitted estimator then stays as it was, and so
+            it does when a monitor or ``callback`` fails.
         DivergenceError
             When the parameters became infinite, NaN or absurdly large. The estimator then holds
             the model of the last good pass.
         """
-        with unchanged_on_error(self):
+        with unchanged_on_error(self, but=(DivergenceError,)):
             rows, dtype = self._training_rows(X, reset=True)
             trainer, rows = self._prepare(rows, dtype)
-        self._train(trainer, rows, self._after_epoch)
+            self._train(trainer, rows, self._after_epoch)
         return self
 
     def _fit_rows(self, rows: Rows, dtype: torch.dtype) -> Self:

@@ -26,6 +26,7 @@ from freenergy.training.trainer import DivergenceError, Trainer
 __all__ = ["ProbabilisticClassifier"]
 
 _WATCHED_ROWS = 1000
+_AUTO = "auto"
 
 
 class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
@@ -128,7 +129,7 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
                 self._refuse_changes()
             matrix, targets = self._validated(X, first, y)
             if first:
-                self._set_classes(np.asarray(classes))
+                self._set_classes(np.asarray(classes), complete=True)
             elif classes is not None and not np.array_equal(self.classes_, np.unique(classes)):
                 raise ValueError(f"classes={classes!r} are not those of the first call")
             rows, dtype = self._labelled(matrix, targets, sample_weight, reset=first)
@@ -208,8 +209,11 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
         """Train to the end."""
         self._train(trainer, rows, self._after_epoch(stopping), self._finish(stopping))
 
-    def _set_classes(self, targets: np.ndarray) -> None:
-        labeled = targets[~self._is_unlabeled(targets)]
+    def _set_classes(self, targets: np.ndarray, *, complete: bool = False) -> None:
+        """The classes among the labels of some rows, or those of a complete list."""
+        guessed = not complete or self.unlabeled != _AUTO
+        unlabeled = _marked(targets, self._mark_among(targets) if guessed else None)
+        labeled = targets[~unlabeled]
         check_classification_targets(labeled)
         found = np.unique(labeled)
         if len(found) < 2:
@@ -225,17 +229,35 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
             )
         self.classes_ = found
 
-    def _is_unlabeled(self, targets: np.ndarray) -> np.ndarray:
-        if self.unlabeled is None:
-            return np.zeros(len(targets), dtype=bool)
-        return np.asarray([label == self.unlabeled for label in targets.tolist()], dtype=bool)
+    def _mark_among(self, targets: np.ndarray) -> Any:
+        """The label of rows without one, by what the others look like where nobody said it."""
+        if self.unlabeled != _AUTO:
+            return self.unlabeled
+        values = set(targets.tolist())
+        whole = all(isinstance(v, int | float) and float(v).is_integer() for v in values)
+        classes = values - {-1}
+        if -1 not in values or not whole or len(classes) < 2 or min(classes) < 0:
+            return None
+        warnings.warn(
+            f"{targets.tolist().count(-1)} rows have the label -1 and are taken for rows without "
+            "one; pass unlabeled=-1 to say so, or unlabeled=None if it is a class",
+            UserWarning,
+            stacklevel=4,
+        )
+        return -1
+
+    def _mark(self) -> Any:
+        """The label of rows without one, once the classes are known."""
+        if self.unlabeled != _AUTO:
+            return self.unlabeled
+        return None if -1 in self.classes_.tolist() else -1
 
     def _labelled(
         self, matrix: Any, targets: np.ndarray, sample_weight: Any, *, reset: bool
     ) -> tuple[LabelledRows, torch.dtype]:
         self._check_values(matrix)
         rows, dtype = self._as_rows(matrix, reset)
-        unlabeled = self._is_unlabeled(targets)
+        unlabeled = _marked(targets, self._mark())
         labels = self._numbers_of(targets, unlabeled)
         weights = self._row_weights(matrix, labels, sample_weight)
         device = rows.take(slice(0, 1)).device
@@ -270,7 +292,7 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
 
     def _warn_of_unlabeled(self, n: int) -> None:
         warnings.warn(
-            f"{n} rows have the label unlabeled={self.unlabeled!r}, and nothing is learned from "
+            f"{n} rows have the label unlabeled={self._mark()!r}, and nothing is learned from "
             "them here",
             UserWarning,
             stacklevel=4,
@@ -394,6 +416,13 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
 
     def _restore_classes(self, spec: dict[str, Any]) -> None:
         self.classes_ = np.asarray(spec["classes"], dtype=np.dtype(spec["classes_dtype"]))
+
+
+def _marked(targets: np.ndarray, mark: Any) -> np.ndarray:
+    """Which labels are the mark of a row without one; none where there is no mark."""
+    if mark is None:
+        return np.zeros(len(targets), dtype=bool)
+    return np.asarray([label == mark for label in targets.tolist()], dtype=bool)
 
 
 class _Watch:

@@ -55,9 +55,10 @@ class RBMClassifier(ProbabilisticClassifier):
         One int gives the same bits on the same CPU with the same number of threads.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, as elsewhere in scikit-learn.
-    unlabeled : int, str or None, default=None
-        The label of rows that have none, such as -1: the generative part learns from them. None
-        takes every label for a class.
+    unlabeled : int, str or None, default="auto"
+        The label of rows that have none: the generative part learns from them. None takes every
+        label for a class. ``"auto"`` is -1 where the other labels are two or more numbers from 0
+        on, with a warning.
     early_stopping : bool, default=False
         Hold out ``validation_fraction`` of the labelled rows, stop when their accuracy does not
         rise by more than ``tol`` in ``n_iter_no_change`` passes, and keep the best pass.
@@ -137,7 +138,7 @@ class RBMClassifier(ProbabilisticClassifier):
         optimizer: str = "adam",
         random_state: int | np.random.RandomState | None = None,
         class_weight: dict[Any, float] | str | None = None,
-        unlabeled: int | str | None = None,
+        unlabeled: int | str | None = "auto",
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,

@@ -69,8 +69,8 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         takes one that is trained already (a saved classifier keeps its parameters alone). Where
         rows have weights, it sees each as often as its weight says, to the next whole number.
     pretrain : bool, default=True
-        False leaves the weights of ``rbm`` random, from N(0, 1/n_features), as a deep net starts
-        without pretraining.
+        False leaves the weights of ``rbm`` random, from N(0, 32 / (n_features + n_components)):
+        Glorot and Bengio's variance for sigmoid nets, with which one learns without pretraining.
     depth : int, default=2
         Number of hidden layers, which is the number of mean-field sweeps.
     tied : bool, default=True
@@ -94,9 +94,10 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         One int gives the same bits on the same CPU with the same number of threads. It also seeds
         ``rbm`` where that has no seed.
     class_weight : dict, "balanced" or None, default=None
-    unlabeled : int, str or None, default=None
-        The label of rows that have none, such as -1: only the pretraining learns from them. None
-        takes every label for a class.
+    unlabeled : int, str or None, default="auto"
+        The label of rows that have none: only the pretraining learns from them. None takes every
+        label for a class. ``"auto"`` is -1 where the other labels are two or more numbers from 0
+        on, with a warning.
     early_stopping : bool, default=False
         Hold out ``validation_fraction`` of the labelled rows, stop when their accuracy does not
         rise by more than ``tol`` in ``n_iter_no_change`` passes, and keep the best pass.
@@ -179,7 +180,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         optimizer: str = "adam",
         random_state: int | np.random.RandomState | None = None,
         class_weight: dict[Any, float] | str | None = None,
-        unlabeled: int | str | None = None,
+        unlabeled: int | str | None = "auto",
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
@@ -305,7 +306,8 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
             raise DivergenceError(f"rbm, in the pretraining: {error}") from error
         if not self.pretrain:
             with torch.no_grad():
-                rbm.model_.weight.mul_(1.0 / (START_SCALE * math.sqrt(rows.width)))
+                scale = 4.0 * math.sqrt(2.0 / sum(rbm.model_.weight.shape))
+                rbm.model_.weight.mul_(scale / START_SCALE)
         return rbm
 
     def _trainer_of(

@@ -16,11 +16,15 @@ Matrix: TypeAlias = Any
 
 
 @contextmanager
-def unchanged_on_error(estimator: Any) -> Iterator[None]:
-    """Put an estimator's attributes back when an error leaves the block."""
+def unchanged_on_error(
+    estimator: Any, *, but: tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
+    """Put an estimator's attributes back when an error leaves the block, ``but`` for some kinds."""
     before = dict(vars(estimator))
     try:
         yield
+    except but:
+        raise
     except BaseException:
         vars(estimator).clear()
         vars(estimator).update(before)

@@ -23,7 +23,7 @@ from freenergy.models.vae import VAE, unravel
 from freenergy.random import RandomStream
 from freenergy.training.options import check_positive, check_whole
 from freenergy.training.rows import Rows, as_rows
-from freenergy.training.trainer import Monitor, Trainer
+from freenergy.training.trainer import DivergenceError, Monitor, Trainer
 from freenergy.training.vae import (
     VariationalGradient,
     VariationalMonitor,
@@ -225,12 +225,13 @@ class VariationalAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         ------
         ValueError
             When ``X`` is empty or has NaN, infinities or values outside [0, 1] (the column is
-            named), or a parameter is impossible. A fitted estimator then stays as it was.
+            named), or a parameter is impossible. A fitted estimator then stays as it was, and so
+            it does when a monitor or ``callback`` fails.
         DivergenceError
             When the parameters became infinite, NaN or absurdly large. The estimator then holds
             the model of the last good pass.
         """
-        with unchanged_on_error(self):
+        with unchanged_on_error(self, but=(DivergenceError,)):
             rows, dtype = self._training_rows(X, reset=True)
             held_out: Rows | None = None
             if self.validation_fraction:
@@ -238,7 +239,7 @@ class VariationalAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
                 rows, held_out = rows.part(kept), rows.part(watched)
             trainer = self._start(rows, dtype)
             trainer.monitors = self._instruments(held_out)
-        self._train(trainer, rows, self._after_epoch)
+            self._train(trainer, rows, self._after_epoch)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
@@ -484,6 +485,11 @@ class VariationalAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
 
     def _spec(self, n_visible: int) -> dict[str, Any]:
         """Arguments of the model."""
+        if not np.iterable(self.hidden_layer_sizes) or isinstance(self.hidden_layer_sizes, str):
+            raise ValueError(
+                "hidden_layer_sizes must be a sequence of numbers of units such as (256,), got "
+                f"{self.hidden_layer_sizes!r}"
+            )
         for size in self.hidden_layer_sizes:
             check_whole("each of hidden_layer_sizes", size, 1)
         return {
