@@ -95,14 +95,11 @@ class GaussianRule:
 
 
 def differentiate(function: Callable[[Array], Array], rule: GaussianRule) -> Array:
-    """Derivative at the nodes of a rule, of the polynomials through the values on its panels.
+    r"""Derivative at the nodes of a rule, of the polynomials through the values on its panels.
 
-    A panel narrower than the rounding of its place has no slope of its own: it is taken from
-    panels that wide.
+    Values that are rounded to :math:`\epsilon` leave it an error of :math:`400\epsilon` over the
+    width of the panel.
     """
-    z = rule.mean + rule.scale * rule.deviate
-    middle = z.mean(1, keepdims=True)
-    width = np.maximum(rule.width[:, None], 1e-3 * np.maximum(1.0, np.abs(middle)))
-    narrow = width > rule.width[:, None]
-    nodes = np.where(narrow, middle + width / 2 * _NODES, z)
-    return function(nodes) @ _DIFFERENTIATION.T / (width / 2)
+    values = function(rule.mean + rule.scale * rule.deviate)
+    slope: Array = values @ _DIFFERENTIATION.T / (rule.width[:, None] / 2)
+    return slope
