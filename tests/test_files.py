@@ -1,14 +1,18 @@
-"""Atomic writing: the old file or the new one, never a torn one."""
+"""Values for JSON, and atomic writing: the old file or the new one, never a torn one."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import stat
 
+import numpy as np
 import pytest
+import torch
 
 from freenergy import files
-from freenergy.files import write_atomically
+from freenergy.files import as_json, write_atomically
 
 
 def test_bytes_are_written_as_they_are(tmp_path):
@@ -109,3 +113,24 @@ def test_text_that_utf8_cannot_hold_is_refused_before_anything_is_made(tmp_path)
     with pytest.raises(UnicodeEncodeError):
         write_atomically(tmp_path / "a" / "note.txt", "\ud800")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_json_gets_plain_numbers_and_null_for_what_it_does_not_have():
+    value = {
+        "curve": np.array([[1.0, np.nan], [np.inf, 2.0]]),
+        "count": np.int64(3),
+        "flag": np.bool_(True),
+        "single": np.float32(0.5),
+        "tensor": torch.tensor([1, 2]),
+        "parts": ({"x": -math.inf}, None, "text", ()),
+    }
+    found = as_json(value)
+    assert found == {
+        "curve": [[1.0, None], [None, 2.0]],
+        "count": 3,
+        "flag": True,
+        "single": 0.5,
+        "tensor": [1, 2],
+        "parts": [{"x": None}, None, "text", []],
+    }
+    assert json.loads(json.dumps(found, allow_nan=False)) == found

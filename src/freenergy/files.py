@@ -1,12 +1,14 @@
-"""Writing files so that a killed process leaves the old one or the new one, never a torn one."""
+"""Files: values as JSON can hold them, and writing that leaves the old content or the new one."""
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
-__all__ = ["write_atomically"]
+__all__ = ["as_json", "write_atomically"]
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would else translate line ends.
 
@@ -51,6 +53,33 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def as_json(value: Any) -> Any:
+    """A value as JSON can hold it: arrays become lists, and what is not finite None.
+
+    Parameters
+    ----------
+    value :
+        Numbers, strings, arrays and tensors, in dicts, lists and tuples.
+
+    Returns
+    -------
+    Plain numbers, strings, dicts and lists.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> as_json({"x": np.array([0.5, np.nan]), "n": np.int64(2), "sizes": (3, 4)})
+    {'x': [0.5, None], 'n': 2, 'sizes': [3, 4]}
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {name: as_json(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flush_folder(folder: Path) -> None:

@@ -235,6 +235,14 @@ def test_a_model_without_couplings_is_in_equilibrium_at_once(dtype, bias):
     assert all(map(math.isfinite, numbers(found)))
 
 
+def test_rows_may_come_as_an_array(rbm):
+    model, data = rbm(8, 5), spins(20, 8) > 0
+    options = {"n_steps": 100, "chains": data.float()}
+    found = certify(model, data.float(), **options)
+    options["chains"] = data.double().numpy()
+    assert repr(certify(model, data.double().numpy(), **options)) == repr(found)
+
+
 @pytest.mark.parametrize("scale", [1e2, 1e6, 1e30, 1e37])
 def test_huge_weights_freeze_the_chains(rbm, scale):
     model = rbm(30, 20, scale=1.0, dtype=torch.float32)

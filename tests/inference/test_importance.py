@@ -151,6 +151,16 @@ def test_one_draw_has_no_error_and_no_trust():
     assert not found.trusted
 
 
+def test_too_few_draws_are_not_blamed_on_the_encoder():
+    model, rows, _ = linear_gaussian(0, 0.0)
+    few, enough = (
+        importance_log_likelihood(model, rows, n, random=RandomStream(0)) for n in (9, 10)
+    )
+    assert not few.trusted
+    assert few.reasons[0].endswith("so few tell nothing of the weights' tail; take more")
+    assert enough.trusted, "the encoder is the posterior"
+
+
 def test_common_noise_makes_a_row_independent_of_the_others():
     model, rows, _ = linear_gaussian(0, error=0.1)
     whole, part = (
@@ -201,6 +211,20 @@ def test_a_single_row_has_no_error_of_the_rows():
     assert math.isnan(one.rows_stderr)
     all_rows = importance_log_likelihood(model, rows, 50, random=RandomStream(0))
     assert all_rows.rows_stderr == pytest.approx(all_rows.per_sample.std(ddof=1) / math.sqrt(40))
+
+
+def test_the_interval_is_that_of_the_weights_spread_raised_by_twice_the_bias():
+    """By the delta method, from the effective sample size; for one row the mean's is the row's."""
+    model, rows, _ = linear_gaussian(0, 0.3, n_rows=1)
+    found = importance_log_likelihood(model, rows, 200, random=RandomStream(0))
+    variance = 1 / found.effective_sample_size[0] - 1 / 200
+    assert 1e-3 < variance < 0.1
+    width = 1.96 * math.sqrt(variance)
+    assert found.lower == pytest.approx(found.mean - width, abs=1e-12)
+    assert found.upper == pytest.approx(found.mean + width + variance, abs=1e-12)
+    assert (found.lower, found.upper) == pytest.approx(
+        (found.per_sample_lower[0], found.per_sample_upper[0]), abs=1e-12
+    )
 
 
 def test_rows_and_draws_are_needed():

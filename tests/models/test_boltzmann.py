@@ -165,6 +165,14 @@ def test_a_machine_is_stored_and_copied_whole():
         assert torch.equal(twin.bias, machine.bias)
 
 
+def test_a_machine_of_given_couplings_leaves_the_global_stream_of_torch(rbm):
+    model = rbm(3, 2, visible="spin", hidden="spin")
+    before = torch.get_rng_state()
+    BoltzmannMachine.from_coupling(torch.zeros(3, 3))
+    BoltzmannMachine.from_rbm(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_impossible_machines_are_refused():
     with pytest.raises(ValueError, match="got 0 and 3"):
         BoltzmannMachine(0, 3)
@@ -187,6 +195,15 @@ def test_impossible_machines_are_refused():
 def test_an_rbm_of_two_unit_types_is_refused(rbm):
     with pytest.raises(ValueError, match="'bernoulli' and 'spin'"):
         BoltzmannMachine.from_rbm(rbm(3, 2, visible="bernoulli", hidden="spin"))
+
+
+def test_a_clamp_of_enumeration_must_fit_the_units():
+    machine = BoltzmannMachine(3)
+    for clamp in (torch.ones(1), torch.ones(4), torch.ones(1, 3)):
+        with pytest.raises(ValueError, match=r"clamp must have shape \(3,\)"):
+            exact_boltzmann(machine, clamp=clamp)
+    with pytest.raises(ValueError, match=r"clamp must hold values in \[-1, 1\]"):
+        exact_boltzmann(machine, clamp=torch.tensor([2.0, torch.nan, torch.nan]))
 
 
 def test_enumeration_of_too_many_states_is_refused():

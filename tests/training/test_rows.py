@@ -10,6 +10,7 @@ import scipy.sparse as sp
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
+from freenergy.random import RandomStream
 from freenergy.training import LabelledRows, as_rows
 from freenergy.training import rows as module
 from freenergy.training.rows import DenseRows, SparseRows
@@ -149,3 +150,13 @@ def test_weights_in_single_precision_are_summed_in_double():
     rows = LabelledRows(DenseRows(torch.ones(n, 1)), torch.zeros(n, dtype=torch.int64), weights)
     assert rows.total == pytest.approx(n * float(np.float32(0.1)), rel=1e-12)
     assert float(rows.mean()) == 1.0
+
+
+def test_shuffled_labels_keep_rows_weights_and_counts():
+    data, labels = torch.arange(50)[:, None].double(), torch.arange(50)
+    rows = LabelledRows(as_rows(data, data), labels, weights=data[:, 0])
+    found = rows.shuffled(RandomStream(0))
+    assert found.rows is rows.rows
+    assert found.weights is rows.weights
+    assert not bool((found.labels == labels).all())
+    assert_allclose(found.labels.sort().values, labels)

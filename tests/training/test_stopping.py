@@ -299,6 +299,18 @@ def test_before_any_epoch_there_is_nothing_to_restore(data, start, same_state):
     same_state(trainer.state(), before)
 
 
+def test_the_best_epoch_of_one_training_is_not_that_of_another(data, start, same_state):
+    stopping = EarlyStopping("score")
+    train_on(start, data(), [1.0, 2.0], stopping)
+    other = start(data(), seed=1)
+    before = other.state()
+    with pytest.raises(ValueError, match="another trainer; make one for each"):
+        stopping.restore_best(other)
+    same_state(other.state(), before)
+    with pytest.raises(ValueError, match="another trainer; make one for each"):
+        train_on(start, data(), [1.0, 2.0], stopping)
+
+
 def test_epochs_that_were_not_read_leave_the_patience(data, start):
     trainer = start(data(), n_epochs=8)
     trainer.monitors, trainer.monitor_every = (Scores([3.0, 2.0, 1.0, 0.0]),), 2

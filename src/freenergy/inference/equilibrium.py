@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from freenergy.inference.gibbs import gibbs
@@ -150,13 +150,13 @@ class Certificate:
 @torch.no_grad()
 def certify(
     model: RBM,
-    data: Tensor,
+    data: ArrayLike | Tensor,
     *,
     n_steps_per_update: int = 1,
     beta: float = 1.0,
     n_chains: int = 64,
     n_steps: int = 1000,
-    chains: Tensor | None = None,
+    chains: ArrayLike | Tensor | None = None,
     random: RandomStream | int | None = 0,
     time_budget: float | None = None,
 ) -> Certificate:
@@ -183,7 +183,7 @@ def certify(
     Parameters
     ----------
     model : RBM
-    data : Tensor of shape (n, n_visible)
+    data : array-like or Tensor of shape (n, n_visible)
         Rows that the model was trained on.
     n_steps_per_update : int, default=1
         Gibbs steps of the training for each update, for the report; no part of the verdict.
@@ -193,7 +193,7 @@ def certify(
         Chains of the first two groups together. Fewer than 8 are never certified.
     n_steps : int, default=1000
         Gibbs steps of each chain.
-    chains : Tensor of shape (n, n_visible) or (n, n_hidden), default=None
+    chains : array-like or Tensor of shape (n, n_visible) or (n, n_hidden), default=None
         Visible or hidden states of the training's persistent chains; hidden ones where both
         layers are of one size. At most half of ``n_chains`` of them are run on.
     random : RandomStream, int or None, default=0
@@ -226,6 +226,8 @@ def certify(
     >>> certify(rbm, torch.eye(8), n_steps=200).label
     'out of equilibrium'
     """
+    data = torch.as_tensor(data)
+    chains = None if chains is None else torch.as_tensor(chains)
     _validate(model, data, chains, n_steps_per_update, beta, n_chains, n_steps, time_budget)
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     if not isinstance(random, RandomStream):

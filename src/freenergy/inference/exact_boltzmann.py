@@ -79,8 +79,8 @@ def exact_boltzmann(
     Raises
     ------
     ValueError
-        When ``beta`` is not positive and finite, or the free units have more than about a million
-        states (20 binary units).
+        When ``beta`` is not positive and finite, ``clamp`` does not fit the units, or the free
+        ones have more than about a million states (20 binary units).
 
     Examples
     --------
@@ -113,6 +113,7 @@ def _states(model: BoltzmannMachine, clamp: Tensor | None) -> Tensor:
     device = model.weight.device
     row = torch.full((model.n_units,), torch.nan, dtype=torch.float64, device=device)
     if clamp is not None:
+        _check_clamp(model, clamp)
         row.copy_(clamp)
     free = row.isnan().nonzero()[:, 0]
     support = torch.tensor(model.unit.support, dtype=torch.float64, device=device)
@@ -127,3 +128,11 @@ def _states(model: BoltzmannMachine, clamp: Tensor | None) -> Tensor:
         grid = torch.cartesian_prod(*[support] * len(free))
         states[:, free] = grid.view(-1, len(free))
     return states
+
+
+def _check_clamp(model: BoltzmannMachine, clamp: Tensor) -> None:
+    if clamp.shape != (model.n_units,):
+        raise ValueError(f"clamp must have shape ({model.n_units},), got {tuple(clamp.shape)}")
+    low, high = min(model.unit.support), max(model.unit.support)
+    if not bool((clamp.isnan() | ((clamp >= low) & (clamp <= high))).all()):
+        raise ValueError(f"clamp must hold values in [{low:g}, {high:g}]")

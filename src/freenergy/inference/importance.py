@@ -199,12 +199,17 @@ def _summary(
     mean, mean_error = float(per_row.mean()), float(error.mean())
     lower_error = mean_error if common else math.sqrt(float(variance.sum())) / n
     least = max(_LEAST_SAMPLE_SIZE, _LEAST_SHARE * n_draws)
-    poor = int((sample_size < least).sum())
+    # Even weights are worth all draws, but for rounding.
+    poor = int((sample_size < least * (1.0 - 1e-9)).sum())
     reasons: tuple[str, ...] = ()
     if poor > _UNTRUSTED_ROWS * n:
+        advice = (
+            "the encoder is far from the posterior; train it longer or give it more hidden units"
+            if n_draws >= least
+            else "so few tell nothing of the weights' tail; take more"
+        )
         reasons = (
-            f"the {n_draws} draws of {poor} of {n} rows are worth less than {least:g}: the encoder "
-            "is far from the posterior; train it longer or give it more hidden units",
+            f"the {n_draws} draws of {poor} of {n} rows are worth less than {least:g}: {advice}",
         )
     return ImportanceLogLikelihood(
         mean=mean,

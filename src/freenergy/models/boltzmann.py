@@ -146,15 +146,15 @@ class BoltzmannMachine(nn.Module):
         -1.0
         """
         _check_coupling(coupling)
-        n_units = len(coupling)
-        machine = cls(
-            n_units - n_hidden,
-            n_hidden,
-            unit=unit,
-            connected=connected,
-            dtype=coupling.dtype,
-            device=coupling.device,
-        )
+        # A new machine draws its couplings; who brings their own must not move torch's stream.
+        with torch.random.fork_rng(devices=[]):
+            machine = cls(
+                len(coupling) - n_hidden,
+                n_hidden,
+                unit=unit,
+                connected=connected,
+                dtype=coupling.dtype,
+            ).to(coupling.device)
         with torch.no_grad():
             machine.weight.copy_(coupling * machine.pairs)
             if bias is not None:

@@ -13,10 +13,10 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from freenergy.files import as_json
 from freenergy.inference import (
     Certificate,
     Ladder,
@@ -154,7 +154,7 @@ class Assessment:
 
     def to_json(self) -> str:
         """All numbers as indented JSON; those that are not finite are null."""
-        return json.dumps(_finite(dataclasses.asdict(self)), indent=2) + "\n"
+        return json.dumps(as_json(dataclasses.asdict(self)), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Assessment:
@@ -429,18 +429,6 @@ def _landscape(model: RBM, starts: Tensor, beta: float) -> dict[str, float]:
         "unseen": states.unseen,
         "beyond_plefka": states.beyond_plefka,
     }
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_finite(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _numbers(value: Any) -> Any:

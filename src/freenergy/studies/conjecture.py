@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from torch import Tensor
 from torch.nn.utils import skip_init
 
 from freenergy.data import DataError, Dataset
-from freenergy.files import write_atomically
+from freenergy.files import as_json, write_atomically
 from freenergy.models import RBM
 from freenergy.progress import Reporter
 from freenergy.random import RandomStream
@@ -36,15 +35,11 @@ from freenergy.studies.conjecture_claims import (
     StationResult,
     station_claims,
 )
-from freenergy.studies.conjecture_readings import (
-    LabelledRows,
-    Reader,
-    random_step,
-)
+from freenergy.studies.conjecture_readings import Reader, random_step
 from freenergy.studies.results import split_held_out
 from freenergy.studies.stations import STATIONS, Station, StationOptions, Step
 from freenergy.studies.verdict import Judgement, Status, judge_all
-from freenergy.training import DivergenceError, RunError, as_rows, initialize
+from freenergy.training import DivergenceError, LabelledRows, RunError, as_rows, initialize
 from freenergy.training.run import versions
 from freenergy.training.trainer import has_diverged
 
@@ -239,7 +234,7 @@ def run_conjecture(
         "fingerprint": dataset.fingerprint,
         "n_train": len(train),
         "n_held_out": len(held_out),
-        "n_visible": train.rows.shape[1],
+        "n_visible": train.width,
         "n_classes": n_classes,
     }
     _claim_folder(directory, _Plan(data, settings, command))
@@ -252,7 +247,7 @@ def run_conjecture(
             label = f"{name}{', ' + SHUFFLED if shuffled else ''}, seed {seed}"
             with reporter.task(label, settings.n_epochs, "epochs") as advance:
                 found = run.readings(advance)
-            write_atomically(path, json.dumps(_nulled(found), allow_nan=False) + "\n")
+            write_atomically(path, json.dumps(as_json(found), allow_nan=False) + "\n")
     return read_conjecture(directory)
 
 
@@ -285,7 +280,7 @@ def _labelled(dataset: Dataset, n_rows: int | None) -> tuple[LabelledRows, Label
     if len(classes) < 2:
         raise DataError(f"all rows of {dataset.name} have the label {classes[0]}; two are needed")
     train, held_out = _mixed(x, y, classes), _mixed(x_held_out, y_test, classes)
-    return train.take(slice(n_rows)), held_out, len(classes)
+    return train.part(torch.arange(len(train))[:n_rows]), held_out, len(classes)
 
 
 def _mixed(x: np.ndarray, y: np.ndarray, classes: np.ndarray) -> LabelledRows:
@@ -296,7 +291,8 @@ def _mixed(x: np.ndarray, y: np.ndarray, classes: np.ndarray) -> LabelledRows:
     order = np.random.default_rng(0).permutation(len(y))
     place = np.searchsorted(classes, y[order]).clip(max=len(classes) - 1)
     labels = np.where(classes[place] == y[order], place, -1)
-    return LabelledRows(torch.from_numpy(x[order]), torch.from_numpy(labels))
+    rows = torch.from_numpy(x[order])
+    return LabelledRows(as_rows(rows, rows), torch.from_numpy(labels))
 
 
 class _Run:
@@ -324,8 +320,9 @@ class _Run:
 
     def _build(self, seed: int, n_classes: int) -> Station:
         settings, rows = self.settings, self.train.rows
-        rbm = skip_init(RBM, rows.shape[1], settings.n_hidden, dtype=rows.dtype)
-        initialize(rbm, as_rows(rows, rows), RandomStream(seed))
+        dtype = rows.take(slice(0)).dtype
+        rbm = skip_init(RBM, rows.width, settings.n_hidden, dtype=dtype)
+        initialize(rbm, rows, RandomStream(seed))
         options = StationOptions(
             learning_rate=settings.learning_rate,
             likelihood_rate=settings.likelihood_rate,
@@ -406,15 +403,6 @@ def _describe(record: dict[str, Any]) -> str:
 def _path(directory: Path, name: str, seed: int, shuffled: bool) -> Path:
     short = "".join(c for c in name.lower().replace(" ", "-") if c.isalnum() or c == "-")
     return directory / f"{short}{'-shuffled' if shuffled else ''}-seed{seed}.json"
-
-
-def _nulled(values: Any) -> Any:
-    """The same without NaN and infinity, which JSON does not have."""
-    if isinstance(values, dict):
-        return {name: _nulled(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [_nulled(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _claim_folder(directory: Path, plan: _Plan) -> None:

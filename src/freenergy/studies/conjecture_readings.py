@@ -14,7 +14,6 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -35,9 +34,9 @@ from freenergy.inference.mean_field import PlefkaExpansion
 from freenergy.models import RBM
 from freenergy.random import RandomStream
 from freenergy.studies.stations import Station, Step, fold_steps
+from freenergy.training import LabelledRows
 
 __all__ = [
-    "LabelledRows",
     "Reader",
     "centred",
     "cosine",
@@ -52,25 +51,6 @@ _EXACT_UNITS = 20
 _N_STARTS = 20
 _MAX_SWEEPS = 500
 _TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledRows:
-    """Rows of shape (n, n_visible) and their labels, whole numbers of shape (n,)."""
-
-    rows: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: Tensor | slice) -> LabelledRows:
-        """The rows and labels at these positions."""
-        return LabelledRows(self.rows[index], self.labels[index])
-
-    def shuffled(self, random: RandomStream) -> LabelledRows:
-        """The same rows with the labels in a random order."""
-        return LabelledRows(self.rows, self.labels[random.permutation(len(self))])
 
 
 def is_judged_exactly(model: RBM) -> bool:
@@ -244,8 +224,9 @@ class Reader:
     ) -> None:
         self.train = train.take(slice(n_rows))
         self.held_out = held_out.take(slice(n_rows))
-        self.probe = train.take(slice(n_probe))
-        self.shuffled = self.probe.shuffled(random)
+        probe = train.part(torch.arange(len(train))[:n_probe])
+        self.probe = probe.take(slice(None))
+        self.shuffled = probe.shuffled(random).take(slice(None))
         self.random = random
 
     def model(self, model: RBM) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import skip_init
 
 from freenergy.models import RBM, DiscriminativeRBM, fold, unroll
 from freenergy.random import RandomStream
@@ -34,7 +35,7 @@ from freenergy.training.estimators import gradient_estimator
 
 __all__ = [
     "STATIONS",
-    "Backpropagation",
+    "CrossEntropyDescent",
     "LikelihoodAscent",
     "Station",
     "StationKind",
@@ -128,7 +129,7 @@ class LikelihoodAscent(Station):
         return copy.deepcopy(self.estimator.model)
 
 
-class Backpropagation(Station):
+class CrossEntropyDescent(Station):
     """Follows the gradient of the cross-entropy of a network, found by automatic differentiation.
 
     Parameters
@@ -254,15 +255,20 @@ def _likelihood_ascent(
 def _discriminative(
     rbm: RBM, n_classes: int, options: StationOptions, random: RandomStream
 ) -> Station:
-    model = DiscriminativeRBM(
-        rbm.n_visible, n_classes, rbm.n_hidden, dtype=rbm.weight.dtype, device=rbm.weight.device
+    model = skip_init(
+        DiscriminativeRBM,
+        rbm.n_visible,
+        n_classes,
+        rbm.n_hidden,
+        dtype=rbm.weight.dtype,
+        device=rbm.weight.device,
     )
     with torch.no_grad():
         for mine, given in zip(_parameters(model), _parameters(rbm), strict=True):
             mine.copy_(given)
         model.label_bias.zero_()
         model.label_weight.copy_(_small(model.label_weight, random))
-    return Backpropagation(
+    return CrossEntropyDescent(
         model, model.log_proba, [model], model.marginal_rbm, options.learning_rate
     )
 
@@ -275,7 +281,7 @@ def _unrolled(tied: bool) -> Callable[[RBM, int, StationOptions, RandomStream], 
         with torch.no_grad():
             # From zero the first gradient would not reach the RBM's weights at all.
             head.weight.copy_(_small(head.weight, random))
-        return Backpropagation(
+        return CrossEntropyDescent(
             net, net, list(net.machines), lambda: fold(net), options.learning_rate
         )
 

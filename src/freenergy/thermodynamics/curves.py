@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
 from torch import Tensor
 
+from freenergy.files import as_json
 from freenergy.inference import exact, is_enumerable
 from freenergy.inference.annealing import length_profile, sample_base
 from freenergy.inference.bridge import standard_error
@@ -113,7 +114,7 @@ heat_capacity_stderr : ndarray of shape (n,)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain numbers, strings and lists for JSON; None for what is not finite."""
-        return {name: _plain(value) for name, value in vars(self).items()}
+        return {name: as_json(value) for name, value in vars(self).items()}
 
     def __repr__(self) -> str:
         text = (
@@ -127,16 +128,6 @@ heat_capacity_stderr : ndarray of shape (n,)
 
 def _range(values: Array) -> str:
     return f"{values.min():.5g}..{values.max():.5g}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(x) for x in value]
-    if isinstance(value, dict):
-        return {name: _plain(x) for name, x in value.items()}
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
 from torch import Tensor
 
+from freenergy.files import as_json
 from freenergy.inference import Landscape as MeanFieldStates
 from freenergy.inference import MeanFieldWarning
 from freenergy.inference import landscape as mean_field_states
@@ -300,7 +301,7 @@ class Landscape:
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings and lists for JSON, without states; None for what is not finite."""
         minima = self.minima
-        return _plain(
+        return as_json(
             {
                 "order": self.order,
                 "n_starts": self.n_starts,
@@ -349,16 +350,6 @@ def _fixed_points_dict(points: FixedPoints) -> dict[str, Any]:
         "count": vars(points.count),
         "barriers": points.barriers,
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(x) for x in value]
-    if isinstance(value, dict):
-        return {name: _plain(x) for name, x in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _spread(values: Array) -> str:

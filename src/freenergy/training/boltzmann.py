@@ -37,6 +37,7 @@ CORRELATIONS = ("linear_response", "free_energy")
 """Where the correlations of a mean-field state come from, see :class:`BoltzmannOptions`."""
 
 _KICK = 1e-3
+_VERDICTS = ("mean_field_converged", "mean_field_stable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +180,8 @@ class MeanFieldBoltzmannGradient:
             low, high = min(model.unit.support), max(model.unit.support)
             states = random.uniform_(model.bias.detach().new_empty(options.n_states, model.n_units))
             self._states = states.mul_(high - low).add_(low)
-        self._tally: dict[str, list[int]] = {}
+        # Of each kind of verdict the states it held for, and all states, since the last reading.
+        self._tally = torch.zeros(len(_VERDICTS), 2, dtype=torch.float64)
 
     @torch.no_grad()
     def compute(self, batch: Tensor) -> None:
@@ -199,12 +201,15 @@ class MeanFieldBoltzmannGradient:
 
     def measure(self) -> dict[str, Any]:
         """Shares of the states since the last call that converged, and that were stable."""
-        tally, self._tally = self._tally, {}
-        return {name: found / total for name, (found, total) in tally.items()}
+        counts = zip(_VERDICTS, self._tally.tolist(), strict=True)
+        shares = {name: found / total for name, (found, total) in counts if total}
+        self._tally.zero_()
+        return shares
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that must persist between updates, by name."""
-        return {} if self._states is None else {"states": self._states}
+        states = {} if self._states is None else {"states": self._states}
+        return {"tally": self._tally, **states}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from tensors that :meth:`state` returned."""
@@ -250,9 +255,7 @@ class MeanFieldBoltzmannGradient:
         return m
 
     def _count(self, name: str, found: Tensor) -> None:
-        tally = self._tally.setdefault(name, [0, 0])
-        tally[0] += int(found.sum())
-        tally[1] += found.numel()
+        self._tally[_VERDICTS.index(name)] += torch.tensor([int(found.sum()), found.numel()])
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from freenergy.random import RandomStream
+
 __all__ = ["DenseRows", "LabelledBatch", "LabelledRows", "Rows", "SparseRows", "as_rows"]
 
 _BLOCK = 4096
@@ -148,6 +150,11 @@ class LabelledRows:
         """The rows at these positions, as labelled rows again."""
         weights = None if self.weights is None else self.weights[index]
         return LabelledRows(self.rows.part(index), self.labels[index], weights)
+
+    def shuffled(self, random: RandomStream) -> LabelledRows:
+        """The same rows with their labels in a random order, and the weights in their places."""
+        order = random.permutation(len(self)).to(self.labels.device)
+        return LabelledRows(self.rows, self.labels[order], self.weights)
 
     @property
     def total(self) -> float:

@@ -30,7 +30,8 @@ class StopTraining(Exception):
 class EarlyStopping:
     """Stop when a number of the history no longer rises, and keep the state of its best epoch.
 
-    Pass it as ``on_epoch``, and call :meth:`restore_best` when training has ended.
+    Pass it as ``on_epoch``, and call :meth:`restore_best` when training has ended. It remembers
+    one training: make another for the next.
 
     Parameters
     ----------
@@ -82,6 +83,7 @@ class EarlyStopping:
         self.tolerance = tolerance
         self.best_epoch: int | None = None
         self.best_value = -math.inf
+        self._trainer: Trainer | None = None
         self._state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._passed = -math.inf
         self._waited = 0
@@ -94,8 +96,10 @@ class EarlyStopping:
         StopTraining
             When ``patience`` epochs brought nothing.
         ValueError
-            When the trainer reads its monitors and none gives the number.
+            When the trainer reads its monitors and none gives the number, or is not the one that
+            was looked at before.
         """
+        self._check(trainer)
         record = trainer.history[-1]
         if self.key not in record:
             if trainer.epoch % trainer.monitor_every == 0:
@@ -119,10 +123,19 @@ class EarlyStopping:
 
     def restore_best(self, trainer: Trainer) -> None:
         """Bring a trainer back to its best epoch; its history stays whole."""
+        self._check(trainer)
         if self._state is not None:
             history = trainer.history
             trainer.restore(*self._state)
             trainer.history = history
+
+    def _check(self, trainer: Trainer) -> None:
+        if self._trainer is None:
+            self._trainer = trainer
+        if self._trainer is not trainer:
+            raise ValueError(
+                "this EarlyStopping remembers the best epoch of another trainer; make one for each"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

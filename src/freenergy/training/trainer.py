@@ -269,7 +269,8 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the coming updates depend on: copied tensors, and values for JSON."""
         tensors: dict[str, Tensor] = {}
-        tensors |= {f"model.{name}": p for name, p in self.model.named_parameters()}
+        # Beside parameters also what layers keep of the data, such as running means.
+        tensors |= {f"model.{name}": t for name, t in self.model.state_dict().items()}
         tensors |= {f"gradient.{name}": t for name, t in self.gradient.state().items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
@@ -288,8 +289,8 @@ class Trainer:
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned, to the same bits."""
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
+            for name, tensor in self.model.state_dict().items():
+                tensor.copy_(tensors[f"model.{name}"])
         self.gradient.restore(_with_prefix(tensors, "gradient."))
         stored = _with_prefix(tensors, "optimizer.")
         for name, parameter in self.model.named_parameters():
