@@ -4,9 +4,9 @@
     .venv/bin/python benchmarks/classification.py --only discriminative
     .venv/bin/python benchmarks/classification.py --only labels --seeds 5
 
-Every training uses all 60 000 rows (``labels``: all without their labels, and 1000 with), and the
-test set is looked at once, after the last pass. Settings were chosen on 10 000 rows held out of the
-training set. Times are of the whole ``fit`` on the threads that torch was given.
+Every training uses all 60 000 rows (``labels``: all without their labels, and 1000 with), and is
+judged on the test set after its last pass. Settings were chosen by 10 000 rows held out of the
+training set; see docs/classification.md for what else was looked at. Times are of the whole ``fit`` on the threads that torch was given.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def study(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
 ) -> None:
-    """Train RBMs by CD, PCD and EMF, compare them with each other and with backprop; report."""
+    """Train RBMs by CD, PCD, PTT and EMF, compare them and backprop, count minima; report."""
     threshold = _threshold(binarize)
     dataset = data.load(data_name, binarize=threshold)
     changes: dict[str, Any] = {}

@@ -701,6 +701,13 @@ def test_a_callback_that_fails_leaves_the_estimator_as_it_was(binary, small):
     assert_array_equal(rbm.transform(X), before)
 
 
+@pytest.mark.parametrize("seed", [0, np.random.RandomState(0), None], ids=str)
+def test_no_row_is_both_learned_from_and_held_out(small, seed):
+    parts = small(validation_fraction=0.2, random_state=seed)._held_out(50)
+    assert [len(part) for part in parts] == [40, 10]
+    assert_array_equal(torch.cat(parts).sort().values, torch.arange(50))
+
+
 def test_a_failed_save_leaves_the_old_file(binary, small, tmp_path, monkeypatch):
     path = tmp_path / "rbm.safetensors"
     rbm = small().fit(binary())

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from freenergy.inference import exact, landscape
+from freenergy.inference import exact, mean_field_states
 from freenergy.random import RandomStream
 from freenergy.studies.conjecture_readings import (
     Reader,
@@ -51,7 +51,7 @@ def exact_difference(model, rows):
 
 
 def mean_field_difference(model, rows):
-    states = landscape(model, 2, starts=rows[:10], tolerance=1e-13)
+    states = mean_field_states(model, 2, starts=rows[:10], tolerance=1e-13)
     with torch.no_grad():
         return float(model.free_energy(rows).mean()) + states.log_partition
 
@@ -93,7 +93,9 @@ def test_the_mean_field_step_is_the_slope_of_the_mean_field_difference(rbm):
     """States move with the parameters; at a stationary point that makes no difference."""
     model = rbm(8, 5, scale=0.6)
     rows = rows_of(model)
-    step = mean_field_descent(model, rows, landscape(model, 2, starts=rows[:10], tolerance=1e-13))
+    step = mean_field_descent(
+        model, rows, mean_field_states(model, 2, starts=rows[:10], tolerance=1e-13)
+    )
     for seed in range(3):
         direction = random_step(step, RandomStream(seed))
         expected = slope(mean_field_difference, model, rows, direction)
@@ -111,12 +113,14 @@ def test_several_mean_field_states_share_in_the_step_by_their_weight(rbm):
     starts = torch.cat([torch.zeros(2, 8), torch.ones(2, 8)]).double()
 
     def difference(model, rows):
-        states = landscape(model, 2, starts=starts, tolerance=1e-13)
+        states = mean_field_states(model, 2, starts=starts, tolerance=1e-13)
         assert states.n_states == 2
         with torch.no_grad():
             return float(model.free_energy(rows).mean()) + states.log_partition
 
-    step = mean_field_descent(model, rows, landscape(model, 2, starts=starts, tolerance=1e-13))
+    step = mean_field_descent(
+        model, rows, mean_field_states(model, 2, starts=starts, tolerance=1e-13)
+    )
     expected = slope(difference, model, rows, step)
     assert dot(step, step) == pytest.approx(expected, rel=1e-6)
 
@@ -126,7 +130,7 @@ def test_mean_field_and_exact_steps_agree_at_weak_coupling(rbm):
     for scale in (0.05, 0.2, 0.8):
         model = rbm(8, 5, scale=scale)
         rows = rows_of(model)
-        step = mean_field_descent(model, rows, landscape(model, 2, starts=rows[:5]))
+        step = mean_field_descent(model, rows, mean_field_states(model, 2, starts=rows[:5]))
         found.append(1 - cosine(step, exact_descent(model, rows, exact(model))))
     assert found[0] < found[1] < found[2]
     assert found[0] < 1e-8
@@ -134,7 +138,7 @@ def test_mean_field_and_exact_steps_agree_at_weak_coupling(rbm):
 
 def test_without_a_state_the_mean_field_has_no_step(rbm):
     model = rbm(4, 3)
-    empty = copy.copy(landscape(model, 2, starts=5))
+    empty = copy.copy(mean_field_states(model, 2, starts=5))
     for name in ("visible", "hidden", "free_energy"):
         object.__setattr__(empty, name, getattr(empty, name)[:0])
     step = mean_field_descent(model, rows_of(model), empty)

@@ -102,15 +102,19 @@ class TorchEstimator(BaseEstimator):
             raise CheckpointError(f"{path} holds no {cls.__name__}")
         try:
             estimator = cls._from_parameters(saved["parameters"])
-            if device is not None:
-                estimator.set_params(device=device)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} holds no {cls.__name__} ({error})") from error
+        if device is not None:
+            estimator.set_params(device=device)
+        as_device(estimator.device)  # A device that is not here is no fault of the file.
+        try:
             legacy = values["random"]["host"]["bit_generator"] == "MT19937"
             seed = np.random.RandomState() if legacy else 0
             options = cls._options_type.from_dict(values["options"])
             trainer = estimator._rebuild(tensors, values, options, seed)
             trainer.restore(tensors, values)
             names = saved["feature_names_in"]
-        except (KeyError, RuntimeError, TypeError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path} holds no {cls.__name__} that can be read ({error})"
             ) from error

@@ -87,7 +87,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
     learning_rate : float, default=0.005
         Of backpropagation, as are the options below; ``rbm`` has its own.
     batch_size : int, default=100
-    n_iter : int, default=30
+    n_iter : int, default=100
         Passes over the labelled rows.
     optimizer : {"adam", "adamw", "sgd", "rmsprop"}, default="adam"
     random_state : int, RandomState instance or None, default=None
@@ -176,7 +176,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         dropout: float = 0.0,
         learning_rate: float = 0.005,
         batch_size: int = 100,
-        n_iter: int = 30,
+        n_iter: int = 100,
         optimizer: str = "adam",
         random_state: int | np.random.RandomState | None = None,
         class_weight: dict[Any, float] | str | None = None,

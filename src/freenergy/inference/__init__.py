@@ -17,7 +17,6 @@ from freenergy.inference.ladder import (
     independent_model,
     temperature_ladder,
 )
-from freenergy.inference.landscape import Landscape, landscape
 from freenergy.inference.likelihood import LogLikelihood, check_states, log_likelihood
 from freenergy.inference.mean_field import (
     MeanField,
@@ -33,6 +32,7 @@ from freenergy.inference.pseudo_likelihood import (
     pseudo_log_likelihood,
     stochastic_pseudo_log_likelihood,
 )
+from freenergy.inference.states import MeanFieldStates, mean_field_states
 from freenergy.inference.tempering import Tempering
 
 __all__ = [
@@ -43,12 +43,12 @@ __all__ = [
     "ExactStatistics",
     "ImportanceLogLikelihood",
     "Ladder",
-    "Landscape",
     "LinearResponse",
     "LogLikelihood",
     "LogPartition",
     "MeanField",
     "MeanFieldGradient",
+    "MeanFieldStates",
     "MeanFieldWarning",
     "NegativeEntropyWarning",
     "NotConvergedWarning",
@@ -63,12 +63,12 @@ __all__ = [
     "importance_log_likelihood",
     "independent_model",
     "is_enumerable",
-    "landscape",
     "linear_response",
     "log_likelihood",
     "log_partition",
     "mean_field",
     "mean_field_gradient",
+    "mean_field_states",
     "pseudo_log_likelihood",
     "stochastic_pseudo_log_likelihood",
     "temperature_ladder",

@@ -26,7 +26,7 @@ from freenergy.inference.bridge import FreeEnergyDifference, bennett, jarzynski
 from freenergy.inference.exact import MAX_STATES, exact, is_enumerable
 from freenergy.inference.gibbs import gibbs
 from freenergy.inference.ladder import Ladder, annealing_ladder, independent_model
-from freenergy.inference.landscape import landscape
+from freenergy.inference.states import mean_field_states
 from freenergy.inference.tempering import Exchange, Tempering, adapt_ladder, estimate, temper
 from freenergy.models import RBM
 from freenergy.random import RandomStream
@@ -291,7 +291,7 @@ def _tap(request: _Request) -> LogPartition:
     if request.data is not None:
         starts = torch.cat([starts[: _TAP_STATES // 2], request.data[: _TAP_STATES // 2]])
     states = [
-        landscape(
+        mean_field_states(
             request.model,
             order,
             beta=request.beta,

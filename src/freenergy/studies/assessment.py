@@ -24,9 +24,9 @@ from freenergy.inference import (
     MeanFieldWarning,
     certify,
     is_enumerable,
-    landscape,
     log_likelihood,
     log_partition,
+    mean_field_states,
     pseudo_log_likelihood,
 )
 from freenergy.models import RBM
@@ -417,7 +417,7 @@ def _temperatures(
 
 def _landscape(model: RBM, starts: Tensor, beta: float) -> dict[str, float]:
     """The states of second-order mean field that hold the data."""
-    states = landscape(model, 2, beta=beta, starts=starts[:64], max_iter=1000)
+    states = mean_field_states(model, 2, beta=beta, starts=starts[:64], max_iter=1000)
     return {
         "starts": float(states.n_starts),
         "converged": float(states.n_converged),

@@ -25,10 +25,10 @@ from torch.nn.functional import cross_entropy
 
 from freenergy.inference import (
     ExactStatistics,
-    Landscape,
+    MeanFieldStates,
     MeanFieldWarning,
     exact,
-    landscape,
+    mean_field_states,
 )
 from freenergy.inference.mean_field import PlefkaExpansion
 from freenergy.models import RBM
@@ -75,7 +75,7 @@ def exact_descent(model: RBM, rows: Tensor, statistics: ExactStatistics) -> Step
     )
 
 
-def mean_field_descent(model: RBM, rows: Tensor, states: Landscape) -> Step:
+def mean_field_descent(model: RBM, rows: Tensor, states: MeanFieldStates) -> Step:
     r"""The step of the extended mean field: the negative gradient of its :math:`\Delta F`.
 
     :math:`\ln Z` is :math:`\ln\sum_s e^{-\Gamma_s}` over the distinct states, each stationary, so
@@ -268,7 +268,7 @@ class _Look:
         self.statistics = exact(self.double) if is_judged_exactly(model) else None
 
     @cached_property
-    def states(self) -> Landscape:
+    def states(self) -> MeanFieldStates:
         """The mean-field states."""
         return _states(self.double, self.probe)
 
@@ -353,16 +353,16 @@ class _Look:
         return data + statistics.log_partition
 
 
-def _states(model: RBM, rows: Tensor) -> Landscape:
+def _states(model: RBM, rows: Tensor) -> MeanFieldStates:
     with warnings.catch_warnings():
         # ``tap_trusted`` tells what the warning would.
         warnings.simplefilter("ignore", MeanFieldWarning)
-        return landscape(
+        return mean_field_states(
             model, 2, starts=rows[:_N_STARTS], max_iter=_MAX_SWEEPS, tolerance=_TOLERANCE
         )
 
 
-def _is_trusted(states: Landscape) -> bool:
+def _is_trusted(states: MeanFieldStates) -> bool:
     return states.n_converged > 0 and states.negative_entropy == 0 and states.beyond_plefka == 0
 
 

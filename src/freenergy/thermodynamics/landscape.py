@@ -22,9 +22,7 @@ from scipy.special import gammaln
 from torch import Tensor
 
 from freenergy.files import as_json
-from freenergy.inference import Landscape as MeanFieldStates
-from freenergy.inference import MeanFieldWarning
-from freenergy.inference import landscape as mean_field_states
+from freenergy.inference import MeanFieldStates, MeanFieldWarning, mean_field_states
 from freenergy.inference.mean_field import PlefkaExpansion
 from freenergy.models import RBM, Unit
 from freenergy.random import RandomStream
@@ -208,7 +206,7 @@ class FixedPoints:
     Attributes
     ----------
     temperature : float
-    states : freenergy.inference.Landscape
+    states : freenergy.inference.MeanFieldStates
         Magnetisations, free energies, entropies, basins and alarms, the lowest :math:`F` first.
     rounded_energy : ndarray of shape (n_states,)
         Energy of each with every magnetisation rounded to the nearer end of its unit's range.
@@ -638,7 +636,7 @@ def landscape(
     temperatures: Sequence[float] | ArrayLike,
     *,
     n_starts: int = 200,
-    order: int = 2,
+    order: int = 1,
     rows: ArrayLike | Tensor | None = None,
     random: RandomStream | int | None = 0,
     separation: float = 0.01,
@@ -650,9 +648,9 @@ def landscape(
     r"""Count the minima of the energy and of the mean-field free energy from the same starts.
 
     Each start descends the energy, see :func:`descend`, and solves the mean-field equations at
-    every temperature, see :func:`freenergy.inference.landscape`. As :math:`T \to 0` the free
-    energy becomes the energy, and its fixed points the minima; as :math:`T` grows they merge. At
-    order 1 no sweep raises :math:`F`, and all starts converge, if slowly near a transition. The
+    every temperature, see :func:`freenergy.inference.mean_field_states`. As :math:`T \to 0` the
+    free energy becomes the energy, and its fixed points the minima; as :math:`T` grows they merge.
+    At order 1 no sweep raises :math:`F`, and all starts converge, if slowly near a transition. The
     expansion beyond it need not at low temperature, and ``reasons`` then says so.
 
     Parameters
@@ -663,7 +661,7 @@ def landscape(
         :math:`\beta = 1` has :math:`T = 1`.
     n_starts : int, default=200
         Starts. More of them find more.
-    order : {1, 2, 3}, default=2
+    order : {1, 2, 3}, default=1
         Of the expansion: naive mean field, TAP, or TAP to third order.
     rows : array-like or Tensor of shape (n, n_visible), default=None
         Rows of data, of which ``n_starts`` are drawn, or all where there are fewer. None makes

@@ -119,7 +119,8 @@ class LoopOptions:
     def learning_rate_at(self, time: float) -> float:
         """The learning rate after so many epochs, and parts of one."""
         if self.schedule == "cosine":
-            return 0.5 * self.learning_rate * (1.0 + math.cos(math.pi * time / self.n_epochs))
+            phase = math.pi * time / max(1, self.n_epochs)
+            return 0.5 * self.learning_rate * (1.0 + math.cos(phase))
         return self.learning_rate / (1.0 + self.learning_rate_decay * math.floor(time))
 
     def to_dict(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from freenergy.inference.mean_field import (
 from freenergy.models import RBM, Unit
 from freenergy.random import RandomStream
 
-__all__ = ["Landscape", "landscape"]
+__all__ = ["MeanFieldStates", "mean_field_states"]
 
 # How far a start is moved, in parts of the way to a random point: off the ridges between states
 # that a symmetric model has at states of round numbers, too little to change anything else.
@@ -41,7 +41,7 @@ _POWER_ITERATIONS = 100
 
 
 @dataclass(frozen=True, eq=False)
-class Landscape:
+class MeanFieldStates:
     r"""The distinct mean-field states of a model, the heaviest first.
 
     Averages over states are those of the model as far as all its heavy states were found and each
@@ -153,7 +153,7 @@ class Landscape:
 
     def __repr__(self) -> str:
         return (
-            f"Landscape(order={self.order}, beta={self.beta:g}, n_states={self.n_states}, "
+            f"MeanFieldStates(order={self.order}, beta={self.beta:g}, n_states={self.n_states}, "
             f"log_partition={self.log_partition:.6g}, within_entropy={self.within_entropy:.6g}, "
             f"complexity={self.complexity:.6g}, unseen={self.unseen:.3g}, "
             f"negative_entropy={self.negative_entropy:.3g}, "
@@ -163,7 +163,7 @@ class Landscape:
 
 
 @torch.no_grad()
-def landscape(
+def mean_field_states(
     model: RBM,
     order: int = 2,
     *,
@@ -174,7 +174,7 @@ def landscape(
     tolerance: float | None = None,
     max_iter: int = 5000,
     separation: float = 0.01,
-) -> Landscape:
+) -> MeanFieldStates:
     r"""Find the distinct mean-field states of an RBM from many starts, and weigh them.
 
     Each start first falls to a minimum at order 1, where every half-sweep lowers a bound on the
@@ -203,7 +203,7 @@ def landscape(
 
     Returns
     -------
-    Landscape
+    MeanFieldStates
         Without any state, and with NaN for its averages, when no start converged.
 
     Raises
@@ -230,7 +230,7 @@ def landscape(
     >>> from freenergy.models import RBM
     >>> rbm = RBM(8, 1, visible="spin", hidden="spin", dtype=torch.float64)
     >>> _ = torch.nn.init.constant_(rbm.weight, 1.5)
-    >>> states = landscape(rbm)
+    >>> states = mean_field_states(rbm)
     >>> states.n_states, round(states.complexity / math.log(2), 6)
     (2, 1.0)
     >>> round(states.log_partition, 3)
@@ -316,13 +316,13 @@ def _distinct(
     return torch.stack(leaders) if leaders else left, group
 
 
-def _collect(model: RBM, state: MeanField, origin: Tensor, separation: float) -> Landscape:
+def _collect(model: RBM, state: MeanField, origin: Tensor, separation: float) -> MeanFieldStates:
     """The landscape of the converged states; start *i* led to ``state[origin[i]]``."""
     leader, group = _distinct(model, state, state.converged.nonzero().flatten(), separation)
     found = group[origin]
     visible, hidden = state.visible[leader], state.hidden[leader]
     free_energy = state.free_energy[leader]
-    return Landscape(
+    return MeanFieldStates(
         visible=visible,
         hidden=hidden,
         free_energy=free_energy,
