@@ -103,7 +103,7 @@ class TorchEstimator(BaseEstimator):
         try:
             estimator = cls._from_parameters(saved["parameters"])
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} holds no {cls.__name__} ({error})") from error
+            raise _unreadable(path, cls, error) from error
         if device is not None:
             estimator.set_params(device=device)
         as_device(estimator.device)  # A device that is not here is no fault of the file.
@@ -115,9 +115,7 @@ class TorchEstimator(BaseEstimator):
             trainer.restore(tensors, values)
             names = saved["feature_names_in"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} holds no {cls.__name__} that can be read ({error})"
-            ) from error
+            raise _unreadable(path, cls, error) from error
         if names is not None:
             estimator.feature_names_in_ = np.asarray(names, dtype=object)
         estimator._publish(trainer)
@@ -294,6 +292,10 @@ class TorchEstimator(BaseEstimator):
             for start in range(0, len(rows), block):
                 parts.append(as_array(function(rows.take(slice(start, start + block)))))
         return np.concatenate(parts)
+
+
+def _unreadable(path: str | os.PathLike[str], kind: type, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} holds no {kind.__name__} that can be read ({error})")
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
