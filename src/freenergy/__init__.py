@@ -10,6 +10,8 @@ from freenergy import data, inference, models, normalization, thermodynamics, tr
 from freenergy._version import __version__
 from freenergy.estimators import (
     BernoulliRBM,
+    MLPClassifier,
+    MLPRegressor,
     RBMClassifier,
     UnrolledRBMClassifier,
     VariationalAutoencoder,
@@ -17,6 +19,8 @@ from freenergy.estimators import (
 
 __all__ = [
     "BernoulliRBM",
+    "MLPClassifier",
+    "MLPRegressor",
     "RBMClassifier",
     "UnrolledRBMClassifier",
     "VariationalAutoencoder",

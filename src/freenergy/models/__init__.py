@@ -2,6 +2,7 @@
 
 from freenergy.models.boltzmann import BoltzmannMachine
 from freenergy.models.discriminative import DiscriminativeRBM
+from freenergy.models.mlp import initialize_perceptron, multilayer_perceptron
 from freenergy.models.rbm import RBM
 from freenergy.models.units import Bernoulli, Binomial, Spin, Unit, get_unit
 from freenergy.models.unrolled import UnrolledRBM, fold, unroll
@@ -20,6 +21,8 @@ __all__ = [
     "VariationalFreeEnergy",
     "fold",
     "get_unit",
+    "initialize_perceptron",
+    "multilayer_perceptron",
     "unravel",
     "unroll",
 ]
