@@ -9,7 +9,8 @@ BENCH := $(VENV)/.installed-bench
 
 # No build isolation: an isolated build would fetch its backend past constraints.txt.
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
-PYTEST := $(BIN)/python -m pytest
+# A file to each process with one thread: threads of the processes would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # A .venv without a working interpreter (never made, or its Python was removed) is made again.
 BROKEN := $(shell test -x $(BIN)/python || echo force)

@@ -6,7 +6,8 @@
 
 Every training uses all 60 000 rows (``labels``: all without their labels, and 1000 with), and is
 judged on the test set after its last pass. Settings were chosen by 10 000 rows held out of the
-training set; see docs/classification.md for what else was looked at. Times are of the whole ``fit`` on the threads that torch was given.
+training set; see docs/classification.md for what else was looked at. Times are of the whole ``fit``
+on the threads that torch was given.
 """
 
 from __future__ import annotations

@@ -195,6 +195,7 @@ def test_every_option_of_train_reaches_the_run(run, data):
         "--batch-size": 7,
         "--learning-rate": 0.02,
         "--learning-rate-decay": 0.3,
+        "--optimizer": "rmsprop",
         "--momentum": 0.4,
         "--l1": 0.01,
         "--l2": 0.02,
@@ -222,8 +223,11 @@ def test_every_option_of_train_reaches_the_run(run, data):
     assert (found.weight_constraint, found.max_norm) == ("l2", 0.8)
     assert (config.n_hidden, config.seed, config.dtype) == (3, 5, "float64")
     assert (config.visible, config.hidden) == ("spin", "spin")
+    assert found.optimizer == "rmsprop"
+    assert run("train", "--schedule", "cosine", *TRAIN[1:], "--data", data, "--out", "2").code == 0
+    assert RunDirectory("2").config().options.schedule == "cosine"
     left = TrainingOptions().to_dict().items() & found.to_dict().items()
-    assert not left, "an option of training without an option of the command line"
+    assert {name for name, _ in left} == {"schedule"}, "an option that the command line lacks"
 
 
 def test_a_run_finds_a_new_folder_without_a_name(run, data):

@@ -142,6 +142,12 @@ def train(
     learning_rate_decay: Annotated[
         float, typer.Option(help="Epoch t takes rate/(1 + decay t).")
     ] = 0.0,
+    schedule: Annotated[
+        str, typer.Option(help="Of the rate: inverse (as above), or cosine, down to zero.")
+    ] = _TRAINING.schedule,
+    optimizer: Annotated[
+        str, typer.Option(help="sgd, adam, adamw or rmsprop.")
+    ] = _TRAINING.optimizer,
     momentum: Annotated[float, typer.Option(help="Of the optimiser.")] = _TRAINING.momentum,
     l1: Annotated[float, typer.Option(help="L1 decay of the weights.")] = _TRAINING.l1,
     l2: Annotated[float, typer.Option(help="L2 decay of the weights.")] = _TRAINING.l2,
@@ -185,6 +191,8 @@ def train(
             batch_size=batch_size,
             learning_rate=learning_rate,
             learning_rate_decay=learning_rate_decay,
+            schedule=schedule,
+            optimizer=optimizer,
             momentum=momentum,
             l1=l1,
             l2=l2,

@@ -182,7 +182,7 @@ def test_more_passes_learn_the_classes(kind):
 def test_classes_come_back_as_they_were_given(kind, names, tmp_path):
     X, y = labelled()
     names = np.asarray(names)
-    clf, plain = make(kind).fit(X, names[y]), make(kind).fit(X, y)
+    clf, plain = make(kind, unlabeled=None).fit(X, names[y]), make(kind).fit(X, y)
     assert_array_equal(clf.classes_, names)
     assert clf.classes_.dtype == names.dtype
     assert_array_equal(clf.predict(X), names[plain.predict(X)])
