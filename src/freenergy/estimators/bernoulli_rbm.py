@@ -14,7 +14,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn.utils import skip_init
 
-from freenergy.estimators.base import TorchEstimator, as_array, as_device, order_stream
+from freenergy.estimators.base import as_array, as_device, order_stream
+from freenergy.estimators.unsupervised import UnsupervisedEstimator
 from freenergy.estimators.validation import check_range, unchanged_on_error
 from freenergy.inference import (
     Ladder,
@@ -41,7 +42,7 @@ _WATCHED_ROWS = 1000
 _START_ROWS = 10_000
 
 
-class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
+class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, UnsupervisedEstimator):
     r"""Restricted Boltzmann machine with 0/1 units, a drop-in for scikit-learn's class.
 
     The parameters down to ``random_state``, the attributes and the methods that scikit-learn's
@@ -275,36 +276,6 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstim
         trainer = self._start(rows, dtype)
         trainer.monitors = self._instruments(rows, held_out)
         return trainer, rows
-
-    def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """Make one update with all rows of ``X`` as one batch.
-
-        The first call starts a model; later ones, and those after :meth:`fit`, go on with it.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
-        y : ignored
-
-        Returns
-        -------
-        BernoulliRBM
-            The estimator itself.
-
-        Raises
-        ------
-        ValueError, DivergenceError
-            As :meth:`fit`. The estimator then stays as it was.
-        """
-        first = not hasattr(self, "model_")
-        with unchanged_on_error(self):
-            if not first:
-                self._refuse_changes()
-            rows, dtype = self._training_rows(X, reset=first)
-            trainer = self._start(rows, dtype) if first else self._trainer
-            self._update(trainer, rows.take(slice(0, len(rows))))
-        self._publish(trainer)
-        return self
 
     def transform(self, X: Any) -> np.ndarray:
         r"""Activation probabilities of the hidden units, :math:`p(h_j = 1 \mid v)`.

@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 
-from freenergy.estimators.base import TorchEstimator, plain
+from freenergy.estimators.classes import StoredClasses
 from freenergy.estimators.validation import unchanged_on_error
 from freenergy.training.options import check_not_negative, check_whole
 from freenergy.training.rows import LabelledBatch, LabelledRows
@@ -29,14 +29,12 @@ _WATCHED_ROWS = 1000
 _AUTO = "auto"
 
 
-class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
+class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
     """Base of the classifiers: a subclass gives logarithms of probabilities, and starts a trainer.
 
     Its parameters include ``class_weight``, ``early_stopping``, ``validation_fraction``,
     ``n_iter_no_change``, ``tol``, ``verbose``, ``unlabeled`` and ``callback``.
     """
-
-    classes_: np.ndarray
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train a new model on rows and their labels.
@@ -393,29 +391,6 @@ class ProbabilisticClassifier(ClassifierMixin, TorchEstimator):
     def _publish(self, trainer: Trainer) -> None:
         super()._publish(trainer)
         self.n_iter_ = len(trainer.history)
-
-    def _stored_parameters(self) -> dict[str, Any]:
-        parameters = super()._stored_parameters()
-        weights = parameters["class_weight"]
-        if isinstance(weights, dict):
-            # As pairs: the keys of a JSON object are strings, those of classes need not be.
-            parameters["class_weight"] = [[plain(k), plain(v)] for k, v in weights.items()]
-        return parameters
-
-    @classmethod
-    def _from_parameters(cls, parameters: dict[str, Any]) -> Self:
-        weights = parameters["class_weight"]
-        if isinstance(weights, list):
-            weights = dict(weights)
-        return super()._from_parameters({**parameters, "class_weight": weights})
-
-    def _stored_classes(self) -> dict[str, Any]:
-        """The classes for JSON."""
-        classes = [plain(label) for label in self.classes_.tolist()]
-        return {"classes": classes, "classes_dtype": self.classes_.dtype.str}
-
-    def _restore_classes(self, spec: dict[str, Any]) -> None:
-        self.classes_ = np.asarray(spec["classes"], dtype=np.dtype(spec["classes_dtype"]))
 
 
 def _marked(targets: np.ndarray, mark: Any) -> np.ndarray:

@@ -20,7 +20,8 @@ from sklearn.utils.multiclass import (
 )
 from torch import Tensor
 
-from freenergy.estimators.base import as_array, plain
+from freenergy.estimators.base import as_array
+from freenergy.estimators.classes import StoredClasses
 from freenergy.estimators.mlp import MLPEstimator, is_stochastic
 from freenergy.estimators.validation import unchanged_on_error
 from freenergy.training.rows import LabelledRows
@@ -29,7 +30,7 @@ from freenergy.training.trainer import Trainer
 __all__ = ["MLPClassifier"]
 
 
-class MLPClassifier(ClassifierMixin, MLPEstimator):
+class MLPClassifier(ClassifierMixin, StoredClasses, MLPEstimator):
     r"""Multilayer perceptron for classes: scikit-learn's, on torch, and deep.
 
     It minimises the log loss with a penalty of the weights,
@@ -387,27 +388,9 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
         )
         return np.asarray(counted * factors[numbers])
 
-    def _stored_parameters(self) -> dict[str, Any]:
-        parameters = super()._stored_parameters()
-        weights = parameters["class_weight"]
-        if isinstance(weights, dict):
-            # As pairs: the keys of a JSON object are strings, those of classes need not be.
-            parameters["class_weight"] = [[plain(k), plain(v)] for k, v in weights.items()]
-        return parameters
-
-    @classmethod
-    def _from_parameters(cls, parameters: dict[str, Any]) -> Self:
-        weights = parameters["class_weight"]
-        if isinstance(weights, list):
-            weights = dict(weights)
-        return super()._from_parameters({**parameters, "class_weight": weights})
-
     def _model_spec(self) -> dict[str, Any]:
-        return super()._model_spec() | {
-            "target_kind": self._target_kind,
-            "classes": [plain(label) for label in self.classes_.tolist()],
-            "classes_dtype": self.classes_.dtype.str,
-        }
+        kind = {"target_kind": self._target_kind}
+        return super()._model_spec() | kind | self._stored_classes()
 
     def _rebuild(
         self,
@@ -418,5 +401,5 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
     ) -> Trainer:
         spec = values["model"]
         self._target_kind = spec["target_kind"]
-        self.classes_ = np.asarray(spec["classes"], dtype=np.dtype(spec["classes_dtype"]))
+        self._restore_classes(spec)
         return super()._rebuild(tensors, values, options, seed)

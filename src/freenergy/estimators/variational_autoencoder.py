@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import operator
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -15,7 +13,8 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 from torch.nn.utils import skip_init
 
-from freenergy.estimators.base import TorchEstimator, as_array, as_device, order_stream
+from freenergy.estimators.base import as_array, as_device, order_stream
+from freenergy.estimators.unsupervised import UnsupervisedEstimator
 from freenergy.estimators.validation import check_range, unchanged_on_error
 from freenergy.inference.importance import ImportanceLogLikelihood, importance_log_likelihood
 from freenergy.models import RBM
@@ -48,7 +47,9 @@ _SHAPE = {
 }
 
 
-class VariationalAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
+class VariationalAutoencoder(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, UnsupervisedEstimator
+):
     r"""Variational autoencoder, trained by its variational free energy.
 
     .. math:: F(x) = \langle -\ln p(x, z) \rangle_q - T S(q) \ge -\ln p(x) \quad (T = 1)
@@ -75,7 +76,7 @@ class VariationalAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         An RBM of 0/1 units (such as ``model_`` of a fitted ``BernoulliRBM``) is unravelled: its
         weights are the encoder's and the decoder's start, see :func:`freenergy.models.unravel`.
         This needs ``latent="bernoulli"``, ``likelihood="bernoulli"``, ``hidden_layer_sizes=()``
-        and as many components as the RBM has hidden units.
+        and as many components as the RBM has hidden units. A saved file has ``"random"`` for it.
     learning_rate : float, default=0.001
     batch_size : int, default=100
     n_iter : int, default=10
@@ -242,36 +243,6 @@ class VariationalAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
             self._train(trainer, rows, self._after_epoch)
         return self
 
-    def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """Make one update with all rows of ``X`` as one batch.
-
-        The first call starts a model; later ones, and those after :meth:`fit`, go on with it.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
-        y : ignored
-
-        Returns
-        -------
-        VariationalAutoencoder
-            The estimator itself.
-
-        Raises
-        ------
-        ValueError, DivergenceError
-            As :meth:`fit`. The estimator then stays as it was.
-        """
-        first = not hasattr(self, "model_")
-        with unchanged_on_error(self):
-            if not first:
-                self._refuse_changes()
-            rows, dtype = self._training_rows(X, reset=first)
-            trainer = self._start(rows, dtype) if first else self._trainer
-            self._update(trainer, rows.take(slice(0, len(rows))))
-        self._publish(trainer)
-        return self
-
     def transform(self, X: Any) -> np.ndarray:
         r"""Means of the latent units, :math:`\langle z_j \rangle_{q(z \mid x)}`.
 
@@ -429,29 +400,19 @@ class VariationalAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         random = self._random if random_state is None else self._stream(random_state)
         return as_array(self.model_.sample(operator.index(n_samples), random))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted estimator to one safetensors file, atomically and without pickle.
-
-        Everything is kept that :meth:`partial_fit` needs to go on to the same bits, save
-        ``monitors`` and ``callback``, a ``random_state`` that is a RandomState instance, which
-        becomes None, and a ``start`` that is an RBM, which becomes ``"random"``.
-
-        Parameters
-        ----------
-        path : path-like
-        """
-        check_is_fitted(self)
-        written = copy.copy(self)
-        written.hidden_layer_sizes = self.model_.hidden_sizes
-        if not isinstance(self.start, str):
-            written.start = "random"
-        TorchEstimator.save(written, path)
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+    def _stored_parameters(self) -> dict[str, Any]:
+        parameters = super()._stored_parameters()
+        # Any sequence of sizes was taken; and an RBM has done its part once training has started.
+        parameters["hidden_layer_sizes"] = self.model_.hidden_sizes
+        if not isinstance(self.start, str):
+            parameters["start"] = "random"
+        return parameters
 
     def _options(self) -> VariationalOptions:
         check_whole("n_components", self.n_components, 1)

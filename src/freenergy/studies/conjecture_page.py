@@ -20,7 +20,7 @@ from freenergy.studies.conjecture_claims import (
     StationResult,
     curve,
 )
-from freenergy.studies.verdict import Interval, Judgement
+from freenergy.studies.verdict import Interval, Judgement, listed
 
 __all__ = ["conjecture_page", "conjecture_sections", "verdict"]
 
@@ -73,7 +73,7 @@ def verdict(study: ConjectureStudy) -> Verdict:
     words += " ".join(_sentence(study, name) for name in names)
     words += _remark_on_free_energy(study, names) + _positive_control(study) + _family(study)
     if against:
-        others = f"{_listed(against)} {'does' if len(against) == 1 else 'do'} otherwise"
+        others = f"{listed(against)} {'does' if len(against) == 1 else 'do'} otherwise"
         return Verdict("contradicted", f"No, not always: {others}. {words}")
     if all(status == "supported" for status in statuses.values()):
         return Verdict("supported", f"Yes. {words}")
@@ -109,7 +109,7 @@ def _remark_on_free_energy(study: ConjectureStudy, names: Sequence[str]) -> str:
     if not misled:
         return ""
     return (
-        f" The free energy F = −ln Z alone falls for {_listed(misled)}, but as weights grow it "
+        f" The free energy F = −ln Z alone falls for {listed(misled)}, but as weights grow it "
         "does so whatever they learn; the free energy of the data falls less."
     )
 
@@ -130,10 +130,6 @@ def _family(study: ConjectureStudy) -> str:
         f" {len(study.judgements)} claims with {n} intervals over {len(study.settings.seeds)} "
         f"seeds are judged together, at {study.settings.confidence:.0%} for all."
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else names[0]
 
 
 # ---- the evidence --------------------------------------------------------------------------------

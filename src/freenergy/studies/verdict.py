@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t as student_t
 
-__all__ = ["Claim", "Interval", "Judgement", "Status", "judge", "judge_all"]
+__all__ = ["Claim", "Interval", "Judgement", "Status", "judge", "judge_all", "listed"]
 
 Status: TypeAlias = Literal["supported", "contradicted", "undecided"]
 
@@ -177,21 +177,29 @@ def judge(effect: Interval, excess: Mapping[str, Interval], doubt: str = "") -> 
         return "undecided", "One seed gives no interval; run more."
     if effect.upper < 0:
         return "contradicted", "Below zero: the opposite holds."
-    below = _listed(name for name, x in excess.items() if x.upper < 0)
+    below = listed(name for name, x in excess.items() if x.upper < 0)
     if below:
         start = "Above zero, but" if effect.lower > 0 else "Not clearly above zero, and"
         return "contradicted", f"{start} below {below}."
     if not effect.lower > 0:
         return "undecided", "The interval holds zero."
-    unclear = _listed(name for name, x in excess.items() if not x.lower > 0)
+    unclear = listed(name for name, x in excess.items() if not x.lower > 0)
     if unclear:
         return "undecided", f"Above zero, but not clearly above {unclear}."
-    beyond = f", and above {_listed(excess)}" if excess else ""
+    beyond = f", and above {listed(excess)}" if excess else ""
     return "supported", f"Above zero{beyond}."
 
 
-def _listed(names: Iterable[str]) -> str:
-    return " and ".join(names)
+def listed(names: Iterable[str]) -> str:
+    """Names as a sentence lists them.
+
+    Examples
+    --------
+    >>> listed(["one", "another", "a third"])
+    'one, another and a third'
+    """
+    *others, last = [*names] or [""]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def judge_all(claims: Sequence[Claim], confidence: float = 0.95) -> list[Judgement]:

@@ -56,7 +56,10 @@ class DenseRows:
 
     def take(self, index: Tensor | slice) -> Tensor:
         """The rows at these positions."""
-        return self.data[index]
+        if isinstance(index, slice):
+            return self.data[index]
+        # Several times as fast as indexing, for the rows of a batch.
+        return self.data.index_select(0, index.to(self.data.device))
 
     def part(self, index: Tensor) -> DenseRows:
         """The rows at these positions, as rows again."""
