@@ -214,6 +214,23 @@ def test_what_the_last_rounds_say_otherwise_is_in_the_error(rbm):
     assert moving["log_partition_stderr"] == pytest.approx(0.7, rel=1e-6)
 
 
+@pytest.mark.parametrize(("sign", "left"), [(1, 0.0), (-1, 2.0)])
+def test_drifts_of_ln_z_add_with_their_signs(rbm, monkeypatch, sign, left):
+    """What rises below the last rung and falls at it leaves ln Z where it is."""
+    gradient = gradient_estimator(
+        rbm(6, 4, scale=0.0), TrainingOptions(method="ptt", batch_size=40), RandomStream(0)
+    )
+    gradient.add_rung()
+    gradient._sums[:] = 1.0
+    shift = 0.3
+    gradient._sums[1, 0] *= math.exp(sign * shift)
+    zero = torch.zeros(40, dtype=torch.float64)
+    # ΔF of the top pair: zero in the first half of the steps, twice the shift in the second.
+    works = 5 * [(zero, zero)] + 5 * [(zero + 2 * shift, zero - 2 * shift)]
+    monkeypatch.setattr(gradient, "_works", lambda *_: works)
+    assert gradient.measure()["log_partition_stderr"] == pytest.approx(left * shift, abs=1e-6)
+
+
 # ---- the chains ----------------------------------------------------------------------------------
 
 
