@@ -1,8 +1,10 @@
 """Keeping weights and activations in range: constraints on norms, and the moment map of a net.
 
-The moment map needs NumPy and SciPy alone: no module of it imports torch, only
-:mod:`~freenergy.normalization.constraints` does.
+The moment map needs NumPy and SciPy alone and is imported without torch, which only the
+constraints need: they are imported when they are first used.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from freenergy.normalization.activations import (
     SELU_ALPHA,
@@ -15,12 +17,6 @@ from freenergy.normalization.activations import (
     Sigmoid,
     Tanh,
     get_activation,
-)
-from freenergy.normalization.constraints import (
-    apply_constraint,
-    project_l1,
-    project_l2,
-    rescale_norm,
 )
 from freenergy.normalization.depth import DepthProfile, predict_depth
 from freenergy.normalization.designer import (
@@ -42,6 +38,14 @@ from freenergy.normalization.moments import (
     moment_jacobian,
     moment_map,
 )
+
+if TYPE_CHECKING:
+    from freenergy.normalization.constraints import (
+        apply_constraint,
+        project_l1,
+        project_l2,
+        rescale_norm,
+    )
 
 __all__ = [
     "SELU_ALPHA",
@@ -74,3 +78,13 @@ __all__ = [
     "project_l2",
     "rescale_norm",
 ]
+
+_WITH_TORCH = ("apply_constraint", "project_l1", "project_l2", "rescale_norm")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from freenergy.normalization import constraints
+
+    return getattr(constraints, name)

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from freenergy.normalization.activations import get_activation
+from freenergy.normalization.fluctuations import (
+    LayerNoise,
+    gradient_spread,
+    layer_noise,
+    signal_spread,
+)
 from freenergy.normalization.half_line import Array
 from freenergy.normalization.moments import ActivationLike, backward_gain, moment_map
 
@@ -34,11 +40,18 @@ class DepthProfile:
         Of the activations, over units and inputs together.
     gradient_variance : Array of shape (depth + 1,)
         Of the gradient with respect to them, in units of that at the last layer.
+    signal_spread : Array of shape (depth + 1,) or None
+        Standard deviation over nets of the given width of the logarithm of the second moment
+        (variance and squared mean together), for one input. None where no width was given.
+    gradient_spread : Array of shape (depth + 1,) or None
+        The same of the gradient's variance.
     """
 
     mean: Array
     variance: Array
     gradient_variance: Array
+    signal_spread: Array | None = None
+    gradient_spread: Array | None = None
 
     def __repr__(self) -> str:
         return (
@@ -66,9 +79,11 @@ def predict_depth(
     weights with exactly these sums, :math:`z \sim N(\mu\omega, \nu\tau)`. Gradients go back by
     :math:`n_\text{out} \sigma_w^2\, E f'^2` a layer.
 
-    These are averages over nets. In a single net of finite width the logarithm of the second
-    moment strays from them, without a stable fixed point by about
-    :math:`\sqrt{c\,\text{depth}/\text{width}}` with :math:`c = 5` for ReLU. Biases are zero.
+    These are averages over nets. The logarithms of the second moment and of the gradient's variance
+    in a single net of finite width stray from them: without a stable fixed point as far as a random
+    walk, for ReLU by :math:`\sqrt{5\,\text{depth}/\text{width}}`. With ``width`` the profile has
+    these deviations, for one input; an average over inputs that differ strays less. Biases are
+    zero.
 
     Parameters
     ----------
@@ -82,7 +97,7 @@ def predict_depth(
     mean, variance : float
         Of the input.
     n_in, width : int, optional
-        Number of inputs, and of units in each layer; together, or neither for equal numbers.
+        Number of inputs, and of units in each layer; ``n_in`` is ``width`` by default.
 
     Returns
     -------
@@ -91,12 +106,13 @@ def predict_depth(
     Raises
     ------
     ValueError
-        When the initialisation is not known, or only one of the two sizes is given.
+        When the initialisation is not known, or the number of inputs is given without a width.
 
     References
     ----------
     Poole et al., *Exponential expressivity in deep neural networks through transient chaos*,
-    arXiv:1606.05340; Schoenholz et al., *Deep information propagation*, arXiv:1611.01232.
+    arXiv:1606.05340; Schoenholz et al., *Deep information propagation*, arXiv:1611.01232; Hanin and
+    Rolnick, *How to start training*, arXiv:1803.01719, for the effect of a finite width.
 
     Examples
     --------
@@ -104,12 +120,15 @@ def predict_depth(
     DepthProfile(depth=32, mean=..., variance=1, gradient_variance[0]=9.135)
     >>> predict_depth("selu", "torch_default").variance[-1] < 1e-5
     np.True_
+    >>> print(f"{predict_depth('relu', 'he_normal', width=1024).signal_spread[-1]:.2f}")
+    0.40
     """
-    if (n_in is None) != (width is None):
-        raise ValueError(f"give n_in and width together, got n_in={n_in}, width={width}")
+    if n_in is not None and width is None:
+        raise ValueError(f"n_in={n_in} needs the width of the layers too")
     f = get_activation(activation)
     moments = [(float(mean), float(variance))]
     gains = []
+    noise: list[LayerNoise] = []
     for layer in range(depth):
         ratio = 1.0 if width is None or n_in is None or layer else width / n_in
         omega, tau, fluctuation = _weight_sums(init, ratio)
@@ -117,10 +136,16 @@ def predict_depth(
         # backward_gain counts the incoming weights; a unit below has `ratio` times as many.
         gains.append(float(backward_gain(f, *here)) * ratio)
         after = moment_map(f, *here)
+        if width is not None:
+            mu, nu = moments[-1]
+            noise.append(layer_noise(f, mu * omega, nu * tau + mu**2 * fluctuation))
         moments.append((float(after.mean), float(after.variance)))
     means, variances = np.array(moments).T
     gradient = np.append(np.cumprod(gains[::-1])[::-1], 1.0)
-    return DepthProfile(means, variances, gradient)
+    if width is None:
+        return DepthProfile(means, variances, gradient)
+    spreads = signal_spread(noise, width), gradient_spread(noise, width)
+    return DepthProfile(means, variances, gradient, *spreads)
 
 
 def _weight_sums(init: str | tuple[float, float], ratio: float) -> tuple[float, float, float]:
