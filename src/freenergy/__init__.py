@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         UnrolledRBMClassifier,
         VariationalAutoencoder,
     )
+    from freenergy.thermodynamics import watch
 
 __all__ = [
     "BernoulliRBM",
@@ -37,10 +38,11 @@ __all__ = [
     "normalization",
     "thermodynamics",
     "training",
+    "watch",
 ]
 
 _ROOMS = ("data", "inference", "models", "normalization", "thermodynamics", "training")
-_HOME = dict.fromkeys(__all__, "freenergy.estimators")
+_HOME = dict.fromkeys(__all__, "freenergy.estimators") | {"watch": "freenergy.thermodynamics"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,281 @@
+"""A planted fault is named first, in the right layer; a healthy net is left in peace."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from freenergy.thermodynamics import watch
+from freenergy.thermodynamics.watching.findings import KINDS
+
+
+def linear(net: nn.Module, place: int) -> tuple[str, nn.Linear]:
+    return [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear)][place]
+
+
+def kinds(run) -> list[tuple[str, str]]:
+    return [(finding.kind, finding.layer) for finding in run.findings]
+
+
+# ---- faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [4, 8, 32])
+def test_torchs_own_initialisation_erases_the_input_of_a_selu_net(net, train, depth):
+    run = train(net(nn.SELU, depth, torch_default=True), 6)
+    assert kinds(run)[0] == ("vanishing signal", "0")
+    assert "0.477" in run.findings[0].evidence
+    assert "LeCun" in run.findings[0].suggestion
+
+
+def test_signal_and_gradient_vanish_in_a_deep_selu_net_of_torchs_weights(net, train):
+    found = [kind for kind, _ in kinds(train(net(nn.SELU, 32, torch_default=True), 6))]
+    assert found == ["vanishing signal", "vanishing gradient"]
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.Tanh, nn.ReLU])
+def test_a_deep_net_of_torchs_weights_loses_its_signal(net, train, activation):
+    run = train(net(activation, 16, torch_default=True), 6)
+    assert [kind for kind, _ in kinds(run)] == ["vanishing signal", "vanishing gradient"]
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+@pytest.mark.parametrize("adam", [True, False])
+def test_a_dead_layer_is_named_and_what_follows_from_it_is_not(net, train, place, adam):
+    module = net(nn.ReLU)
+    name, layer = linear(module, place)
+    nn.init.constant_(layer.bias, -100.0)
+    run = train(module, adam=adam)
+    assert kinds(run) == [("dead units", name)]
+    assert "100 %" in run.findings[0].evidence
+
+
+def test_some_dead_units_are_no_dead_layer(net, train):
+    module = net(nn.ReLU)
+    with torch.no_grad():
+        module[4].bias[:20] = -100.0
+    assert kinds(train(module)) == []
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.Tanh])
+@pytest.mark.parametrize("place", [0, 2, 3])
+@pytest.mark.parametrize("by", ["weights", "bias"])
+def test_a_saturated_layer_is_named(net, train, activation, place, by):
+    module = net(activation, 4)
+    name, layer = linear(module, place)
+    with torch.no_grad():
+        if by == "weights":
+            layer.weight.mul_(200)
+        else:
+            layer.bias.fill_(-20.0)
+    run = train(module)
+    assert kinds(run)[0] == ("saturation", name)
+
+
+def test_selu_units_deep_in_their_plateau_are_saturated(net, train):
+    module = net(nn.SELU)
+    name, layer = linear(module, 3)
+    nn.init.constant_(layer.bias, -10.0)
+    assert kinds(train(module))[0] == ("saturation", name)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SELU, nn.LeakyReLU])
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_exploding_weights_are_named(net, train, activation, place):
+    module = net(activation)
+    name, layer = linear(module, place)
+    with torch.no_grad():
+        layer.weight.mul_(30)
+    run = train(module, rate=1e-5)
+    assert kinds(run)[0] == ("exploding weights", name)
+
+
+def test_weights_whose_squares_overflow_are_named(net, train):
+    module = net(nn.ReLU)
+    with torch.no_grad():
+        module[4].weight.mul_(1e25)
+    run = train(module, 3, rate=1e-6)
+    assert kinds(run) == [("exploding weights", "4")]
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.SELU])
+@pytest.mark.parametrize("place", [1, 3, 5])
+def test_a_signal_that_one_layer_loses_is_lost_there(net, train, activation, place):
+    module = net(activation)
+    name, layer = linear(module, place)
+    with torch.no_grad():
+        layer.weight.mul_(1e-4)
+    assert kinds(train(module, 6, rate=1e-6, adam=False))[0] == ("vanishing signal", name)
+
+
+def test_activations_that_explode_with_depth_are_named_at_the_first_layer(net, train):
+    module = net(nn.ReLU)
+    for layer in module:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, 0, 0.9, generator=torch.Generator().manual_seed(0))
+    run = train(module, rate=1e-6)
+    assert kinds(run)[0] == ("exploding signal", "0")
+    assert "exploding gradient" in [kind for kind, _ in kinds(run)]
+
+
+def test_weights_that_explode_in_training_are_named(net, train):
+    run = train(net(nn.SELU), 40, rate=1.0)
+    assert run.findings[0].kind == "exploding weights"
+    assert "times that of the start" in run.findings[0].evidence
+
+
+def test_a_learning_rate_far_too_high_shows_in_the_size_of_updates(net, train):
+    module = net(nn.ReLU, between=nn.BatchNorm1d)
+    run = train(module, 20, rate=50.0, adam=False)
+    assert "updates too large" in [kind for kind, _ in kinds(run)]
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-9])
+def test_a_net_that_does_not_learn_is_named(net, train, rate):
+    run = train(net(nn.ReLU), rate=rate, adam=False)
+    assert kinds(run) == [("not learning", "0")]
+
+
+def test_a_layer_that_the_optimiser_does_not_hold_is_named(net, rows):
+    module = net(nn.ReLU)
+    held = [p for name, p in module.named_parameters() if not name.startswith("4.")]
+    optimizer = torch.optim.Adam(held, lr=1e-3)
+    with watch(module) as run:
+        for _ in range(5):
+            optimizer.zero_grad()
+            cross_entropy(module(rows[0]), rows[1]).backward()
+            optimizer.step()
+    assert kinds(run) == [("not learning", "4")]
+
+
+def test_a_frozen_layer_is_no_fault(net, train):
+    module = net(nn.ReLU)
+    module[0].requires_grad_(False)
+    module[4].requires_grad_(False)
+    assert kinds(train(module)) == []
+
+
+def test_what_is_not_finite_comes_first_with_its_step_and_layer(net, train):
+    class Breaks(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            Breaks.calls += 1
+            return x / 0.0 if Breaks.calls == 4 else x
+
+    module = net(nn.SELU, torch_default=True)
+    module.insert(6, Breaks())  # between the third activation and the fourth layer
+    run = train(module, 8)
+    first = run.findings[0]
+    assert (first.kind, first.layer) == ("not finite", "7")
+    assert first.evidence.startswith("At step 4 inputs")
+    assert "step 3, the reading before" in first.evidence
+
+
+def test_a_loss_that_is_not_finite_shows_on_the_way_back(net):
+    module = net(nn.Tanh)
+    x = torch.randn(32, 20, generator=torch.Generator().manual_seed(0))
+    with watch(module) as run:
+        (module(x).sum() * torch.tensor(float("nan"))).backward()
+    assert kinds(run) == [("not finite", "12")]
+    assert "gradients" in run.findings[0].evidence
+
+
+def test_weights_that_the_last_update_broke_are_seen_after_the_end(net, train):
+    module = net(nn.Tanh)
+    optimizer = torch.optim.SGD(module.parameters(), lr=float("inf"))
+    with watch(module) as run:
+        module(torch.ones(4, 20)).sum().backward()
+        optimizer.step()
+    assert run.findings[0].kind == "not finite"
+    assert "weights" in run.findings[0].evidence
+
+
+def test_many_findings_of_a_kind_are_one(net, train):
+    module = net(nn.Tanh, 8)
+    for layer in module:
+        if isinstance(layer, nn.Linear):
+            nn.init.constant_(layer.bias, 20.0)
+    (finding,) = train(module, 6).findings
+    assert (finding.kind, finding.layer) == ("saturation", "0")
+    assert "Likewise in 2, 4" in finding.evidence
+
+
+def test_findings_are_frozen_and_readable(net, train):
+    module = net(nn.ReLU)
+    nn.init.constant_(module[4].bias, -100.0)
+    (finding,) = train(module).findings
+    assert finding.kind in KINDS
+    assert str(finding).startswith("dead units in layer 4: At the start 100 %")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        finding.layer = "5"
+
+
+# ---- healthy nets --------------------------------------------------------------------------------
+
+
+HEALTHY = {
+    "relu-he": lambda net: net(nn.ReLU, 8),
+    "relu-he-32": lambda net: net(nn.ReLU, 32, 128),
+    "relu-he-narrow": lambda net: net(nn.ReLU, 12, 16),
+    "selu-lecun": lambda net: net(nn.SELU, 8),
+    "selu-lecun-32": lambda net: net(nn.SELU, 32),
+    "selu-dropout": lambda net: net(nn.SELU, 8, dropout=0.1),
+    "tanh-glorot": lambda net: net(nn.Tanh, 8),
+    "leaky": lambda net: net(nn.LeakyReLU, 8),
+    "sigmoid-shallow": lambda net: net(nn.Sigmoid, 2),
+    "relu-torch-shallow": lambda net: net(nn.ReLU, 3, torch_default=True),
+    "relu-dropout": lambda net: net(nn.ReLU, 3, dropout=0.5),
+    "batch-norm": lambda net: net(nn.ReLU, 8, between=nn.BatchNorm1d),
+    "batch-norm-32": lambda net: net(nn.ReLU, 32, between=nn.BatchNorm1d),
+    "batch-norm-tanh": lambda net: net(nn.Tanh, 8, between=nn.BatchNorm1d),
+    "layer-norm": lambda net: net(nn.ReLU, 8, between=nn.LayerNorm),
+    "no-hidden": lambda net: net(nn.ReLU, 0),
+    "one-hidden": lambda net: net(nn.ReLU, 1),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_nothing_is_found_in_a_healthy_net(net, train, name):
+    torch.manual_seed(0)
+    assert kinds(train(HEALTHY[name](net), 9)) == []
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SELU, nn.Tanh, nn.LeakyReLU])
+def test_nothing_is_found_after_training_to_the_end(net, train, activation):
+    module = net(activation, 4, 32)
+    run = train(module, 300, budget=0.2)
+    assert run.findings == ()
+
+
+def test_nothing_is_found_in_a_small_convolutional_net(train):
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Unflatten(1, (1, 4, 5)),
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4),
+    )  # fmt: skip
+    run = train(module, 30)
+    assert run.findings == ()
+    assert [layer.normalization for layer in run.history.layers] == ["", "BatchNorm2d", "", ""]
+
+
+def test_residual_branches_that_start_at_zero_are_healthy(train):
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(20, 20)
+            self.outer = nn.Linear(20, 20)
+            nn.init.zeros_(self.outer.weight)
+
+        def forward(self, x):
+            return x + self.outer(torch.relu(self.inner(x)))
+
+    torch.manual_seed(0)
+    run = train(nn.Sequential(*[Block() for _ in range(6)], nn.Linear(20, 4)), 10)
+    assert run.findings == ()
