@@ -12,12 +12,8 @@ import torch
 
 import freenergy as fe
 from freenergy.data import load
-from freenergy.inference.equilibrium import (
-    Certificate,
-    autocorrelation_time,
-    certify,
-    split_r_hat,
-)
+from freenergy.inference.equilibrium import Certificate, certify
+from freenergy.inference.mixing import autocorrelation_time, split_r_hat
 from freenergy.models import RBM
 from freenergy.random import RandomStream
 

@@ -8,7 +8,7 @@ import torch
 from sklearn import neural_network
 from torch import nn
 
-from freenergy.models import initialize_perceptron, multilayer_perceptron
+from freenergy.models import VAE, initialize_perceptron, multilayer_perceptron
 from freenergy.models.mlp import ACTIVATIONS, linear_layers
 from freenergy.normalization.layers import BatchNorm, GhostBatchNorm
 from freenergy.random import RandomStream
@@ -40,6 +40,13 @@ def test_layers_come_in_the_order_linear_normalisation_activation_dropout(activa
 
 def test_no_hidden_layer_is_a_linear_model():
     assert kinds(multilayer_perceptron(3, (), 2)) == [nn.Linear]
+
+
+def test_linear_layers_are_found_in_order_in_the_parts_of_a_model():
+    model = VAE(6, 2, hidden_sizes=(5, 4))
+    expected = [model.encoder[0], model.encoder[2], model.encoder[4]]
+    expected += [model.decoder[0], model.decoder[2], model.decoder[4]]
+    assert all(a is b for a, b in zip(linear_layers(model), expected, strict=True))
 
 
 def test_max_norm_and_self_add_no_layer():

@@ -363,6 +363,31 @@ def test_one_seed_gives_the_same_bits_and_common_noise_the_same_rows(latent):
     assert torch.equal(model.sample(4, RandomStream(5)), model.sample(4, RandomStream(5)))
 
 
+@pytest.mark.parametrize("activation", ["tanh", "relu", "logistic", "softplus", "selu"])
+def test_the_nets_are_torchs_layers_as_torch_starts_them(activation):
+    names = {"tanh": "Tanh", "relu": "ReLU", "logistic": "Sigmoid", "softplus": "Softplus"}
+    phi = getattr(torch.nn, names.get(activation, "SELU"))
+    torch.manual_seed(3)
+    model = VAE(6, 2, hidden_sizes=(5, 4), activation=activation, dtype=torch.float64)
+    torch.manual_seed(3)
+    for net, (first, second, third, last) in (
+        (model.encoder, (6, 5, 4, 4)),
+        (model.decoder, (2, 4, 5, 6)),
+    ):
+        layers = [
+            torch.nn.Linear(first, second, dtype=torch.float64),
+            phi(),
+            torch.nn.Linear(second, third, dtype=torch.float64),
+            phi(),
+            torch.nn.Linear(third, last, dtype=torch.float64),
+        ]
+        assert [type(layer) for layer in net] == [type(layer) for layer in layers]
+        expected = torch.nn.Sequential(*layers).state_dict()
+        assert list(net.state_dict()) == list(expected)
+        for name, tensor in net.state_dict().items():
+            assert torch.equal(tensor, expected[name])
+
+
 def test_a_model_says_what_it_is():
     model = VAE(6, 2, hidden_sizes=())
     assert "n_visible=6, n_latent=2, latent='gaussian', likelihood='bernoulli'" in repr(model)

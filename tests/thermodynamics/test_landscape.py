@@ -19,14 +19,14 @@ from freenergy.inference import mean_field
 from freenergy.models import RBM
 from freenergy.random import RandomStream
 from freenergy.thermodynamics import barrier, descend, free_energy_barrier, landscape
-from freenergy.thermodynamics.landscape import (
+from freenergy.thermodynamics.counts import (
     _Basins,
     _chao1,
-    _count,
-    _pairs,
     _rarefied,
     _tally,
+    count_distinct,
 )
+from freenergy.thermodynamics.landscape import _pairs
 
 UNITS = pytest.mark.parametrize(
     "units", [("bernoulli", "bernoulli"), ("spin", "spin"), ("bernoulli", "spin"), ("spin",) * 2]
@@ -433,7 +433,7 @@ def test_a_tally_counts_what_was_found_once_and_twice():
 @pytest.mark.parametrize("n_states", [20, 60, 1000])
 def test_intervals_hold_what_other_starts_would_find(n_states, monkeypatch):
     """Basins of unequal size, known: how often the interval has what 100 starts find on average."""
-    monkeypatch.setitem(_count.__globals__, "_N_BOOTSTRAP", 100)
+    monkeypatch.setitem(count_distinct.__globals__, "_N_BOOTSTRAP", 100)
     rng = np.random.default_rng(n_states)
     share = rng.exponential(size=n_states)
     share /= share.sum()
@@ -441,7 +441,7 @@ def test_intervals_hold_what_other_starts_would_find(n_states, monkeypatch):
     held, held_all = [], []
     for seed in range(60):
         basin = np.unique(rng.choice(n_states, 100, p=share), return_counts=True)[1]
-        count = _count(basin, 0.95, RandomStream(seed))
+        count = count_distinct(basin, 0.95, RandomStream(seed))
         held.append(count.lower <= truth <= count.upper)
         held_all.append(count.chao1_lower <= n_states)
         assert count.found <= count.chao1_lower <= count.chao1_upper

@@ -36,7 +36,7 @@ def gradients(model: nn.Module) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_gradient_of_a_softmax_is_the_difference_of_probabilities_by_hand(weighted):
-    """d loss / d logits = sum_i w_i (p(y|x_i) - [y = y_i]) / sum_i w_i."""
+    """d loss / d logits = sum_i w_i (p(y|x_i) - [y = y_i]) / n."""
     model, data = net(), batch(weighted=weighted)
     Backpropagation(model, mean_cross_entropy).compute(data)
     W, b = (p.detach().numpy() for p in (model.weight, model.bias))
@@ -44,30 +44,43 @@ def test_the_gradient_of_a_softmax_is_the_difference_of_probabilities_by_hand(we
     w = np.ones(20) if data.weights is None else data.weights.numpy()
     p = np.exp(X @ W.T + b)
     p /= p.sum(1, keepdims=True)
-    slope = (w / w.sum())[:, None] * (p - np.eye(3)[y])
+    slope = (w / 20)[:, None] * (p - np.eye(3)[y])
     assert_allclose(model.weight.grad, slope.T @ X, atol=1e-15)
     assert_allclose(model.bias.grad, slope.sum(0), atol=1e-15)
     loss = float(mean_cross_entropy(model, data).detach())
-    assert loss == pytest.approx(-(w / w.sum()) @ np.log(p[np.arange(20), y]), rel=1e-14)
+    assert loss == pytest.approx(-(w / 20) @ np.log(p[np.arange(20), y]), rel=1e-14)
 
 
-def test_a_weight_counts_as_repetitions_and_only_ratios_matter():
+def gradients_of(data):
+    model = net()
+    Backpropagation(model, mean_cross_entropy).compute(data)
+    return gradients(model)
+
+
+def test_a_weight_of_mean_one_counts_as_repetitions():
     data, counts = batch(), torch.arange(20) % 4
     repeated = LabelledBatch(
         data.rows.repeat_interleave(counts, 0), data.labels.repeat_interleave(counts), None
     )
-    found = []
-    for given in (
-        repeated,
-        data._replace(weights=counts.double()),
-        data._replace(weights=1e-5 * counts.double()),
-    ):
-        model = net()
-        Backpropagation(model, mean_cross_entropy).compute(given)
-        found.append(gradients(model))
-    for other in found[1:]:
-        for one, two in zip(found[0], other, strict=True):
-            assert_allclose(one, two, atol=1e-15)
+    weights = counts / counts.double().mean()
+    for scale in (1.0, 1e-5):
+        weighted = gradients_of(data._replace(weights=scale * weights))
+        for one, two in zip(gradients_of(repeated), weighted, strict=True):
+            assert_allclose(two, scale * one, atol=1e-15)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_the_batches_of_an_epoch_add_up_to_the_whole(size):
+    """A rare class of great weight included: a batch has no right to a mean of its own."""
+    data = batch()
+    weights = torch.tensor([20.0, 1.0, 0.3], dtype=torch.float64)[data.labels]
+    data = data._replace(weights=weights / weights.mean())
+    parts = [
+        gradients_of(LabelledBatch(*(t[start : start + size] for t in data)))
+        for start in range(0, 20, size)
+    ]
+    for whole, *of_batches in zip(gradients_of(data), *parts, strict=True):
+        assert_allclose(np.mean(of_batches, 0), whole, atol=1e-15)
 
 
 def test_rows_without_labels_are_passed_over():

@@ -37,13 +37,16 @@ def make_model(sizes=(5, 3, 4), *, scale=0.4, seed=0, dtype=torch.float64, **uni
 
 
 def make_batch(n=9, *, seed=0, unlabelled=False, weighted=False, unit="bernoulli") -> LabelledBatch:
-    """Random rows and classes of the model's default sizes."""
+    """Random rows and classes of the model's default sizes; weights have a mean of one."""
     rng = np.random.default_rng([seed, n])
     rows = torch.from_numpy((rng.random((n, 5)) < 0.4).astype(float))
     labels = torch.from_numpy(rng.integers(0, 3, n))
     if unlabelled:
         labels[::3] = -1
-    weights = torch.from_numpy(rng.random(n)) if weighted else None
+    weights = None
+    if weighted:
+        weights = torch.from_numpy(rng.random(n))
+        weights /= weights.mean()
     return LabelledBatch(2 * rows - 1 if unit == "spin" else rows, labels, weights)
 
 
@@ -69,7 +72,7 @@ def log_partition(model, beta: float) -> Tensor:
 
 
 def loss(model, batch, beta, discriminative=0.0, generative=0.0, log_z=0.0) -> Tensor:
-    """The weighted mean over the batch, row by row as in the paper."""
+    """The mean of loss times weight over the batch, row by row as in the paper."""
     rows, labels, weights = batch
     weights = torch.ones(len(rows)).double() if weights is None else weights
     total = torch.zeros(()).double()
@@ -80,7 +83,7 @@ def loss(model, batch, beta, discriminative=0.0, generative=0.0, log_z=0.0) -> T
         joint = beta * model.free_energy(x, torch.tensor(y), beta)
         total = total + w * discriminative * (joint - beta * model.free_energy(x, beta=beta))
         total = total + w * generative * (joint + log_z)
-    return total / weights.sum()
+    return total / len(rows)
 
 
 def autograd(model, value: Tensor) -> dict[str, np.ndarray]:
@@ -148,10 +151,44 @@ def test_a_weight_of_a_row_is_how_often_it_occurs(objective):
     )
     options = {"objective": objective, "n_chains": 7}
     expected = found(model, repeated, **options)
+    of_mean_one = times.double() / times.double().mean()
     for scale in (1.0, 1e-3):
-        weighted = found(model, LabelledBatch(rows, labels, scale * times.double()), **options)
+        weighted = found(model, LabelledBatch(rows, labels, scale * of_mean_one), **options)
         for name, value in weighted.items():
-            assert_allclose(value, expected[name], rtol=0, atol=1e-14)
+            assert_allclose(value, scale * expected[name], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 7])
+@pytest.mark.parametrize("generative", [False, True])
+def test_the_batches_of_an_epoch_add_up_to_the_whole(size, generative):
+    """Rare classes of great weight included: a batch has no right to a mean of its own.
+
+    Of the generative term the part that the data say, without chains, which are the same.
+    """
+    model, whole = make_model(scale=1.0), make_batch(28, unlabelled=generative)
+    weights = torch.tensor([9.0, 0.5, 0.1]).double()[whole.labels]
+    whole = whole._replace(weights=weights / weights.mean())
+    factors = {"discriminative": 1.0, "generative": 0.5 * generative}
+    options = {"objective": "hybrid", "generative_weight": 0.5} if generative else {}
+
+    def said(batch):
+        """The gradient without what the chains add, which is that of a batch of free rows."""
+        value = found(model, batch, **options)
+        if generative:
+            silent = LabelledBatch(batch.rows, torch.full_like(batch.labels, -1), batch.weights)
+            base = found(model, silent, objective="generative")
+            ours = autograd(model, loss(model, silent, 1.0, 0.0, 1.0))
+            value = {k: v - 0.5 * (base[k] - ours[k]) for k, v in value.items()}
+        return value
+
+    epoch = dict.fromkeys(PARAMETERS, 0.0)
+    for start in range(0, 28, size):
+        part = LabelledBatch(*(t[start : start + size] for t in whole))
+        for name, value in said(part).items():
+            epoch[name] = epoch[name] + value * (size / 28)
+    expected = autograd(model, loss(model, whole, 1.0, **factors))
+    for name in PARAMETERS:
+        assert_allclose(epoch[name], expected[name], rtol=0, atol=1e-13, err_msg=name)
 
 
 def test_a_hybrid_without_its_generative_term_is_discriminative():

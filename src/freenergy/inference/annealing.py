@@ -22,7 +22,25 @@ _UNIFORM_SHARE = 0.2
 
 @torch.no_grad()
 def sample_base(ladder: Ladder, n_chains: int, random: RandomStream) -> Tensor:
-    """Independent visible states of the first rung, whose units must not be coupled."""
+    """Independent visible states of the first rung, whose units must not be coupled.
+
+    Parameters
+    ----------
+    ladder : Ladder
+    n_chains : int
+    random : RandomStream
+
+    Returns
+    -------
+    Tensor of shape (n_chains, n_visible)
+
+    Examples
+    --------
+    >>> from freenergy.inference.ladder import temperature_ladder
+    >>> from freenergy.models import RBM
+    >>> sample_base(temperature_ladder(RBM(6, 4), [0.0, 1.0]), 10, RandomStream(0)).shape
+    torch.Size([10, 6])
+    """
     field = ladder.visible_bias[0].expand(n_chains, -1).clone()
     return ladder.visible.sample(field, random, field)
 
@@ -59,6 +77,15 @@ def anneal(
     work : ndarray of shape (n_chains,)
     visible : Tensor of shape (n_chains, n_visible)
         The chains at the last position but one: the last step is work alone.
+
+    Examples
+    --------
+    >>> from freenergy.inference.ladder import temperature_ladder
+    >>> from freenergy.models import RBM
+    >>> ladder, random = temperature_ladder(RBM(6, 4), [0.0, 1.0]), RandomStream(0)
+    >>> work, chains = anneal(ladder, [0.0, 0.5, 1.0], sample_base(ladder, 10, random), random)
+    >>> work.shape, chains.shape
+    ((10,), torch.Size([10, 6]))
     """
     positions = _stopping_at_rungs(positions)
     place = _Place(ladder)
@@ -137,6 +164,19 @@ def even_positions(
     A pilot run measures the standard deviation of :math:`du/dt` along the ladder; its integral is
     the thermodynamic length, and the positions divide it evenly (a fifth of them is spread evenly
     over the ladder itself, since the pilot is an estimate). The ladder's own rungs are among them.
+
+    Parameters
+    ----------
+    ladder : Ladder
+    n_positions : int
+    random : RandomStream
+    n_pilot : int, default=None
+        Steps of the pilot run; None takes some for each position.
+
+    Returns
+    -------
+    ndarray of shape (n_positions,)
+        From 0 to ``len(ladder) - 1``, rising.
 
     References
     ----------

@@ -116,6 +116,10 @@ def jarzynski(work: Array) -> FreeEnergyDifference:
     ----------
     work : array of shape (n_chains,)
 
+    Returns
+    -------
+    FreeEnergyDifference
+
     References
     ----------
     Jarzynski, *Nonequilibrium equality for free energy differences*, Phys. Rev. Lett. 78, 1997;
@@ -134,5 +138,21 @@ def jarzynski(work: Array) -> FreeEnergyDifference:
 
 
 def effective_sample_size(log_weight: Array) -> float:
-    """Kish's effective number of samples with these log-weights."""
+    r"""Kish's effective number of samples, :math:`(\sum_k w_k)^2 / \sum_k w_k^2`.
+
+    Parameters
+    ----------
+    log_weight : ndarray of shape (n,)
+        :math:`\ln w_k`, up to a constant.
+
+    Returns
+    -------
+    float
+        From 1 to n.
+
+    Examples
+    --------
+    >>> round(effective_sample_size(np.log([1.0, 1.0, 2.0])), 4)
+    2.6667
+    """
     return float(np.exp(2 * logsumexp(log_weight) - logsumexp(2 * log_weight)))

@@ -25,8 +25,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from freenergy.arrays import as_tensor
 from freenergy.inference.mean_field import NegativeEntropyWarning, NotConvergedWarning
 from freenergy.models import BoltzmannMachine
 from freenergy.random import RandomStream
@@ -139,10 +141,26 @@ class PairExpansion:
         Values at which units are held, NaN where a unit is free. A clamped unit is a constant: it
         has no entropy, no variance and no reaction on its neighbours.
 
+    Raises
+    ------
+    ValueError
+        When ``order`` is neither 1 nor 2.
+
     References
     ----------
     Thouless, Anderson and Palmer, *Solution of 'Solvable model of a spin glass'*, Phil. Mag. 35,
     1977; Plefka, *Convergence condition of the TAP equation*, J. Phys. A 15, 1982.
+
+    Examples
+    --------
+    Two spins without fields: at zero magnetisation only the Onsager term knows of their coupling.
+
+    >>> import torch
+    >>> from freenergy.models import BoltzmannMachine
+    >>> pair = BoltzmannMachine.from_coupling(torch.tensor([[0.0, 0.2], [0.2, 0.0]]))
+    >>> expansion = PairExpansion(pair, order=2)
+    >>> expansion.terms(torch.zeros(1, 2), beta=1.0) + 0.0
+    tensor([[-1.3863,  0.0000, -0.0200]])
     """
 
     def __init__(
@@ -305,14 +323,14 @@ class PairExpansion:
 @torch.no_grad()
 def anneal_mean_field(
     model: BoltzmannMachine,
-    temperatures: Sequence[float] | Tensor,
+    temperatures: Sequence[float] | ArrayLike | Tensor,
     *,
-    clamp: Tensor | None = None,
+    clamp: ArrayLike | Tensor | None = None,
     order: int = 2,
     damping: float | None = None,
     tolerance: float | None = None,
     max_iter: int = 1000,
-    start: Tensor | None = None,
+    start: ArrayLike | Tensor | None = None,
     n_starts: int | None = None,
     kick: float = 1e-3,
     random: RandomStream | None = None,
@@ -334,7 +352,7 @@ def anneal_mean_field(
     temperatures : sequence of float
         Positive, in units of the energy, in the order to be followed: from high to low for
         annealing; a single one is a quench.
-    clamp : Tensor of shape (n_units,) or (n_states, n_units), default=None
+    clamp : array-like or Tensor of shape (n_units,) or (n_states, n_units), default=None
         Values at which units are held, NaN where a unit is free. Rows of data with NaN for the
         hidden units give the clamped phase of learning, one state for each row.
     order : {1, 2}, default=2
@@ -347,7 +365,7 @@ def anneal_mean_field(
         converged; None is 1e-10 in double and 1e-5 in single precision.
     max_iter : int, default=1000
         Largest number of sweeps at each temperature.
-    start : Tensor of shape (n_states, n_units), default=None
+    start : array-like or Tensor of shape (n_states, n_units), default=None
         Magnetisations to start from. None starts every unit in the field of its bias alone.
     n_starts : int, default=None
         Number of states where there is no ``start``; None is one for each row of ``clamp``, or
@@ -429,11 +447,11 @@ def anneal_mean_field(
 @torch.no_grad()
 def linear_response(
     model: BoltzmannMachine,
-    magnetization: Tensor,
+    magnetization: ArrayLike | Tensor,
     beta: float = 1.0,
     *,
     order: int = 2,
-    clamp: Tensor | None = None,
+    clamp: ArrayLike | Tensor | None = None,
 ) -> LinearResponse:
     r"""Covariances of the units in mean-field states, by linear response.
 
@@ -445,18 +463,23 @@ def linear_response(
     Parameters
     ----------
     model : BoltzmannMachine
-    magnetization : Tensor of shape (n_states, n_units)
+    magnetization : array-like or Tensor of shape (n_states, n_units)
         Converged states.
     beta : float, default=1
         Inverse temperature at which they converged.
     order : {1, 2}, default=2
         Order at which they converged.
-    clamp : Tensor of shape (n_units,) or (n_states, n_units), default=None
+    clamp : array-like or Tensor of shape (n_units,) or (n_states, n_units), default=None
         As in :func:`anneal_mean_field`. The covariances of clamped units are zero.
 
     Returns
     -------
     LinearResponse
+
+    Raises
+    ------
+    ValueError
+        When an option or a shape is impossible.
 
     References
     ----------
@@ -471,7 +494,7 @@ def linear_response(
     >>> linear_response(pair, torch.zeros(1, 2), order=1).covariance[0, 0, 1]
     tensor(0.1010)
     """
-    clamp, m = _start(model, 1.0 / beta, clamp, magnetization, None)
+    clamp, m = _start(model, 1.0 / beta, clamp, magnetization, None, name="magnetization")
     return PairExpansion(model, order, clamp).linear_response(m, beta)
 
 
@@ -480,9 +503,10 @@ def default_damping(order: int) -> float:
     return 0.0 if order == 1 else 0.5
 
 
-def _schedule(model: BoltzmannMachine, temperatures: Sequence[float] | Tensor) -> Tensor:
-    bias = model.bias
-    schedule = torch.as_tensor(temperatures, dtype=bias.dtype, device=bias.device)
+def _schedule(
+    model: BoltzmannMachine, temperatures: Sequence[float] | ArrayLike | Tensor
+) -> Tensor:
+    schedule = as_tensor(temperatures, "temperatures", model.bias)
     if schedule.dim() != 1 or len(schedule) == 0:
         raise ValueError("temperatures must be a sequence of at least one temperature")
     if not bool((schedule > 0).all() & schedule.isfinite().all()):
@@ -502,18 +526,22 @@ def _check_options(damping: float, max_iter: int, kick: float) -> None:
 def _start(
     model: BoltzmannMachine,
     temperature: float,
-    clamp: Tensor | None,
-    start: Tensor | None,
+    clamp: ArrayLike | Tensor | None,
+    start: ArrayLike | Tensor | None,
     n_starts: int | None,
+    *,
+    name: str = "start",
 ) -> tuple[Tensor | None, Tensor]:
     """The clamped values, one row for each state, and the magnetisations to start from."""
     n_units, bias = model.n_units, model.bias.detach()
+    clamp = None if clamp is None else as_tensor(clamp, "clamp", bias)
+    start = None if start is None else as_tensor(start, name, bias)
     if clamp is not None and (clamp.dim() not in (1, 2) or clamp.shape[-1] != n_units):
         raise ValueError(
             f"clamp must have shape ({n_units},) or (n_states, {n_units}), got {tuple(clamp.shape)}"
         )
     if start is not None and (start.dim() != 2 or start.shape[1] != n_units):
-        raise ValueError(f"start must have shape (n_states, {n_units}), got {tuple(start.shape)}")
+        raise ValueError(f"{name} must have shape (n_states, {n_units}), got {tuple(start.shape)}")
     if start is not None and n_starts is not None:
         raise ValueError("give start or n_starts, not both")
     rows = None if clamp is None or clamp.dim() == 1 else len(clamp)
@@ -522,16 +550,13 @@ def _start(
         n_states = 1 if rows is None else rows
     if n_states < 1 or rows not in (None, n_states):
         raise ValueError(f"{n_states} states do not fit {rows} rows of clamped values")
-    if start is None:
-        m = model.unit.mean(bias / temperature).repeat(n_states, 1)
-    else:
-        m = start.to(bias).clone()
+    m = model.unit.mean(bias / temperature).repeat(n_states, 1) if start is None else start.clone()
     if clamp is not None:
-        clamp = clamp.to(bias).expand(n_states, n_units)
+        clamp = clamp.expand(n_states, n_units)
         m = torch.where(clamp.isnan(), m, clamp)
     low, high = min(model.unit.support), max(model.unit.support)
     if not bool(((m >= low) & (m <= high)).all()):
-        raise ValueError(f"start and clamp must hold values in [{low:g}, {high:g}]")
+        raise ValueError(f"{name} and clamp must hold values in [{low:g}, {high:g}]")
     return clamp, m
 
 

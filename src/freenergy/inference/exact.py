@@ -64,6 +64,16 @@ class ExactStatistics:
 def is_enumerable(model: RBM, max_states: float = 2**18) -> bool:
     """Whether :func:`exact` takes no more than about a second: the smaller layer has few states.
 
+    Parameters
+    ----------
+    model : RBM
+    max_states : float, default=2**18
+        Of the smaller layer.
+
+    Returns
+    -------
+    bool
+
     Examples
     --------
     >>> is_enumerable(RBM(784, 16)), is_enumerable(RBM(784, 500))

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from freenergy.arrays import as_tensor
 from freenergy.models import BoltzmannMachine
 
 __all__ = ["ExactBoltzmann", "exact_boltzmann"]
@@ -60,7 +62,7 @@ class ExactBoltzmann:
 
 @torch.no_grad()
 def exact_boltzmann(
-    model: BoltzmannMachine, beta: float = 1.0, *, clamp: Tensor | None = None
+    model: BoltzmannMachine, beta: float = 1.0, *, clamp: ArrayLike | Tensor | None = None
 ) -> ExactBoltzmann:
     r"""Enumerate a small Boltzmann machine, in double precision.
 
@@ -69,7 +71,7 @@ def exact_boltzmann(
     model : BoltzmannMachine
     beta : float, default=1
         Inverse temperature, positive.
-    clamp : Tensor of shape (n_units,), default=None
+    clamp : array-like or Tensor of shape (n_units,), default=None
         Values at which units are held, NaN where a unit is free.
 
     Returns
@@ -108,13 +110,13 @@ def exact_boltzmann(
     )
 
 
-def _states(model: BoltzmannMachine, clamp: Tensor | None) -> Tensor:
+def _states(model: BoltzmannMachine, clamp: ArrayLike | Tensor | None) -> Tensor:
     """Every state of the free units, the others at their values."""
     device = model.weight.device
     row = torch.full((model.n_units,), torch.nan, dtype=torch.float64, device=device)
     if clamp is not None:
-        _check_clamp(model, clamp)
-        row.copy_(clamp)
+        row = as_tensor(clamp, "clamp", like=row)
+        _check_clamp(model, row)
     free = row.isnan().nonzero()[:, 0]
     support = torch.tensor(model.unit.support, dtype=torch.float64, device=device)
     n_states = float(len(support)) ** len(free)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from freenergy.arrays import as_tensor
 from freenergy.models import RBM
 from freenergy.random import RandomStream
 
@@ -37,14 +40,31 @@ class ChainState:
 
 
 def random_hidden(model: RBM, n_chains: int, random: RandomStream) -> Tensor:
-    """Hidden states of chains that know nothing yet: every unit in zero field."""
+    """Hidden states of chains that know nothing yet: every unit in zero field.
+
+    Parameters
+    ----------
+    model : RBM
+    n_chains : int
+    random : RandomStream
+        On the model's device.
+
+    Returns
+    -------
+    Tensor of shape (n_chains, n_hidden)
+
+    Examples
+    --------
+    >>> random_hidden(RBM(3, 2), 10, RandomStream(0)).shape
+    torch.Size([10, 2])
+    """
     return model.hidden.sample(model.weight.new_zeros(n_chains, model.n_hidden), random)
 
 
 @torch.no_grad()
 def gibbs(
     model: RBM,
-    start: Tensor | ChainState | int,
+    start: ArrayLike | Tensor | ChainState | int,
     n_steps: int = 1,
     *,
     beta: float = 1.0,
@@ -58,7 +78,7 @@ def gibbs(
     Parameters
     ----------
     model : RBM
-    start : Tensor of shape (n_chains, n_visible), ChainState or int
+    start : array-like or Tensor of shape (n_chains, n_visible), ChainState or int
         Visible states, chains to continue, or a number of chains to start at random.
     n_steps : int, default=1
         Full steps; 0 only draws the hidden units.
@@ -75,7 +95,8 @@ def gibbs(
     Raises
     ------
     ValueError
-        When ``n_steps`` or ``beta`` is negative, or there is no chain.
+        When ``n_steps`` or ``beta`` is negative, there is no chain, or ``start`` has another
+        width.
 
     Examples
     --------
@@ -88,21 +109,21 @@ def gibbs(
         raise ValueError(f"beta must be finite and not negative, got {beta}")
     if n_steps < 0:
         raise ValueError(f"n_steps must not be negative, got {n_steps}")
-    n_chains = (
-        start
-        if isinstance(start, int)
-        else len(start.visible if isinstance(start, ChainState) else start)
-    )
-    if n_chains < 1:
-        raise ValueError(f"at least one chain is needed, got {n_chains}")
-    if isinstance(start, int):
-        hidden = random_hidden(model, start, random)
+    if isinstance(start, numbers.Integral):
+        if start < 1:
+            raise ValueError(f"at least one chain is needed, got {start}")
+        hidden = random_hidden(model, int(start), random)
         visible = model.sample_visible(hidden, random, beta)
         hidden = model.sample_hidden(visible, random, beta)
     elif isinstance(start, ChainState):
         visible, hidden = start.visible.clone(), start.hidden.clone()
     else:
-        visible = start.to(model.weight).clone()
+        visible = as_tensor(start, "start", model.weight).clone()
+        if visible.shape[-1:] != (model.n_visible,) or len(visible) == 0:
+            raise ValueError(
+                f"start must have shape (n_chains, {model.n_visible}) with n_chains > 0, got "
+                f"{tuple(visible.shape)}"
+            )
         hidden = model.sample_hidden(visible, random, beta)
     for _ in range(n_steps):
         model.sample_visible(hidden, random, beta, out=visible)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from freenergy.arrays import as_matrix
 from freenergy.models.vae import VAE
 from freenergy.random import RandomStream
 
@@ -81,7 +82,7 @@ class ImportanceLogLikelihood:
 @torch.no_grad()
 def importance_log_likelihood(
     model: VAE,
-    rows: Tensor,
+    rows: ArrayLike | Tensor,
     n_samples: int = 1000,
     *,
     random: RandomStream,
@@ -92,7 +93,7 @@ def importance_log_likelihood(
     Parameters
     ----------
     model : VAE
-    rows : Tensor of shape (n, n_visible)
+    rows : array-like or Tensor of shape (n, n_visible)
         With a Bernoulli likelihood, zeros and ones; other values give a bound of the same form
         that is no log-probability.
     n_samples : int, default=1000
@@ -109,7 +110,7 @@ def importance_log_likelihood(
     Raises
     ------
     ValueError
-        When there are no rows, or no draws.
+        When there are no rows, no draws, or the rows have another width.
 
     Notes
     -----
@@ -137,10 +138,7 @@ def importance_log_likelihood(
     >>> importance_log_likelihood(vae, torch.ones(3, 4), 50, random=RandomStream(0))
     ImportanceLogLikelihood(mean=-2.77, lower=-2.77, upper=-2.77, n_draws=50, trusted=True)
     """
-    if rows.dim() != 2 or rows.shape[1] != model.n_visible or len(rows) == 0:
-        raise ValueError(
-            f"rows must have shape (n, {model.n_visible}) with n > 0, got {tuple(rows.shape)}"
-        )
+    rows = as_matrix(rows, "rows", model.n_visible, next(model.parameters()))
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, got {n_samples}")
     noise = model.noise(random, (n_samples, 1)) if common else None

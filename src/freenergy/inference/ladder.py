@@ -15,9 +15,11 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.utils import skip_init
 
+from freenergy.arrays import as_tensor
 from freenergy.models import RBM, Unit
 
 __all__ = ["Ladder", "annealing_ladder", "independent_model", "temperature_ladder"]
@@ -224,10 +226,20 @@ def temperature_ladder(model: RBM, betas: Sequence[float] | np.ndarray) -> Ladde
     betas : sequence of float
         Not negative. At 0, a good first rung, every state has the same weight.
 
+    Returns
+    -------
+    Ladder
+
     Raises
     ------
     ValueError
         When there is none, or one is negative or not finite.
+
+    Examples
+    --------
+    >>> ladder = temperature_ladder(RBM(3, 2), [0.0, 0.5, 1.0])
+    >>> len(ladder), round(ladder.base_log_partition() / math.log(2), 6)
+    (3, 5.0)
     """
     betas = [float(beta) for beta in betas]
     if not betas or not all(math.isfinite(beta) and beta >= 0 for beta in betas):
@@ -244,11 +256,34 @@ def temperature_ladder(model: RBM, betas: Sequence[float] | np.ndarray) -> Ladde
 
 
 @torch.no_grad()
-def independent_model(model: RBM, visible_mean: Tensor, hidden_mean: Tensor) -> RBM:
+def independent_model(
+    model: RBM, visible_mean: ArrayLike | Tensor, hidden_mean: ArrayLike | Tensor
+) -> RBM:
     """A model of the same shape without couplings, whose units have the given means.
 
     The means are drawn a little towards the middle of the units' values, so that a unit that was
     always off in a finite sample can still be on.
+
+    Parameters
+    ----------
+    model : RBM
+    visible_mean : array-like or Tensor of shape (n_visible,)
+    hidden_mean : array-like or Tensor of shape (n_hidden,)
+
+    Returns
+    -------
+    RBM
+
+    Raises
+    ------
+    ValueError
+        When there are not as many means as units.
+
+    Examples
+    --------
+    >>> base = independent_model(RBM(3, 2), [0.0, 0.5, 1.0], [0.5, 0.5])
+    >>> base.visible_mean(torch.zeros(1, 2)).round(decimals=3).tolist()
+    [[0.004999999888241291, 0.5, 0.9950000047683716]]
     """
     base = skip_init(
         RBM,
@@ -260,12 +295,15 @@ def independent_model(model: RBM, visible_mean: Tensor, hidden_mean: Tensor) -> 
         device=model.weight.device,
     )
     base.weight.zero_()
-    for unit, mean, bias in (
-        (model.visible, visible_mean, base.visible_bias),
-        (model.hidden, hidden_mean, base.hidden_bias),
+    for unit, mean, bias, name in (
+        (model.visible, visible_mean, base.visible_bias, "visible_mean"),
+        (model.hidden, hidden_mean, base.hidden_bias, "hidden_mean"),
     ):
+        mean = as_tensor(mean, name, like=bias.double())
+        if mean.shape != bias.shape:
+            raise ValueError(f"{name} must have shape ({len(bias)},), got {tuple(mean.shape)}")
         middle = sum(unit.support) / len(unit.support)
-        bias.copy_(unit.field(mean.double() + 0.01 * (middle - mean.double())))
+        bias.copy_(unit.field(mean + 0.01 * (middle - mean)))
     return base
 
 
@@ -273,6 +311,24 @@ def annealing_ladder(model: RBM, base: RBM, beta: float = 1.0) -> Ladder:
     """The two ends of the straight line from a base model to a model at inverse temperature beta.
 
     Rungs between them are made by :meth:`Ladder.at`.
+
+    Parameters
+    ----------
+    model, base : RBM
+    beta : float, default=1
+        Inverse temperature of ``model``; that of ``base`` is 1.
+
+    Returns
+    -------
+    Ladder
+
+    Examples
+    --------
+    >>> rbm = RBM(3, 2)
+    >>> line = annealing_ladder(rbm, independent_model(rbm, [0.1, 0.5, 0.9], [0.5, 0.5]), 2.0)
+    >>> halfway = line.at([0.5]).model(0)
+    >>> torch.allclose(halfway.weight, rbm.weight)
+    True
     """
     ends = Ladder.of([base, model])
     for rungs in (ends.weight, ends.visible_bias, ends.hidden_bias):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from freenergy.arrays import as_matrix
 from freenergy.inference.partition import LogPartition
 from freenergy.models import RBM
 
@@ -58,18 +59,27 @@ class LogLikelihood:
         return text + (f", reasons={self.reasons!r})" if self.reasons else ")")
 
 
-def check_states(model: RBM, rows: Tensor) -> None:
+def check_states(model: RBM, rows: ArrayLike | Tensor) -> None:
     """Refuse rows that are no states of the visible units, by place.
+
+    Parameters
+    ----------
+    model : RBM
+    rows : array-like or Tensor of shape (n_samples, n_visible)
 
     Raises
     ------
     ValueError
-        When there are no rows, or a value is not one of the units'.
+        When there are no rows, they have another width, or a value is not one of the units'.
+
+    Examples
+    --------
+    >>> check_states(RBM(3, 2), [[0, 1, 1], [1, 0.5, 0]])
+    Traceback (most recent call last):
+        ...
+    ValueError: column 1 of row 1 is 0.5: only states of 0 and 1 have a likelihood; binarise...
     """
-    if rows.dim() != 2 or rows.shape[1] != model.n_visible or len(rows) == 0:
-        raise ValueError(
-            f"rows must have shape (n, {model.n_visible}) with n > 0, got {tuple(rows.shape)}"
-        )
+    rows = as_matrix(rows, "rows", model.n_visible)
     rows = rows.to(model.weight) if rows.dtype == torch.bool else rows
     possible = torch.isin(rows, torch.tensor(model.visible.support).to(rows))
     if not bool(possible.all()):
@@ -82,16 +92,22 @@ def check_states(model: RBM, rows: Tensor) -> None:
 
 
 @torch.no_grad()
-def log_likelihood(model: RBM, rows: Tensor, log_partition: LogPartition) -> LogLikelihood:
+def log_likelihood(
+    model: RBM, rows: ArrayLike | Tensor, log_partition: LogPartition
+) -> LogLikelihood:
     """Mean log-likelihood of rows under a model whose partition function was estimated.
 
     Parameters
     ----------
     model : RBM
-    rows : Tensor of shape (n_samples, n_visible)
+    rows : array-like or Tensor of shape (n_samples, n_visible)
         Values that the visible units can take.
     log_partition : LogPartition
         Of this model; its inverse temperature is used.
+
+    Returns
+    -------
+    LogLikelihood
 
     Raises
     ------
@@ -108,7 +124,7 @@ def log_likelihood(model: RBM, rows: Tensor, log_partition: LogPartition) -> Log
     >>> log_likelihood(rbm, torch.ones(4, 3), log_partition(rbm))
     LogLikelihood(mean=-2.08, lower=-2.08, upper=-2.08, method='exact', trusted=True)
     """
-    rows = torch.as_tensor(rows)
+    rows = as_matrix(rows, "rows", model.n_visible)
     check_states(model, rows)
     beta = log_partition.beta
     block = max(1, _BLOCK_ELEMENTS // model.n_hidden)

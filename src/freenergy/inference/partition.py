@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from torch import Tensor
 
+from freenergy.arrays import as_tensor
 from freenergy.inference.annealing import anneal, even_positions, length_profile, sample_base
 from freenergy.inference.bridge import FreeEnergyDifference, bennett, jarzynski
 from freenergy.inference.exact import MAX_STATES, exact, is_enumerable
@@ -107,8 +108,8 @@ def log_partition(
     method: str = "auto",
     *,
     beta: float = 1.0,
-    data: Tensor | None = None,
-    samples: Tensor | None = None,
+    data: ArrayLike | Tensor | None = None,
+    samples: ArrayLike | Tensor | None = None,
     ladder: Ladder | None = None,
     n_chains: int = 64,
     n_temperatures: int | Sequence[float] | None = None,
@@ -139,10 +140,10 @@ def log_partition(
     method : str, default="auto"
     beta : float, default=1
         Inverse temperature.
-    data : Tensor of shape (n, n_visible), default=None
+    data : array-like or Tensor of shape (n, n_visible), default=None
         Rows that the model was trained on. The independent model takes their means, and a quarter
         of the chains start at them: chains that start elsewhere must then agree with those.
-    samples : Tensor of shape (n, n_visible), default=None
+    samples : array-like or Tensor of shape (n, n_visible), default=None
         States believed to follow the model, for ``ais``, ``reverse_ais`` and ``bar``.
     ladder : Ladder, default=None
         From a model without couplings to this one at ``beta``; for ``ptt``.
@@ -182,6 +183,8 @@ def log_partition(
     >>> result.trusted, abs(result.value - truth) < 0.1
     (True, True)
     """
+    data = None if data is None else as_tensor(data, "data", model.weight)
+    samples = None if samples is None else as_tensor(samples, "samples", model.weight)
     _validate(
         model,
         method,
@@ -201,8 +204,8 @@ def log_partition(
     request = _Request(
         model,
         beta,
-        None if data is None else data.to(model.weight),
-        None if samples is None else samples.to(model.weight),
+        data,
+        samples,
         ladder,
         n_chains,
         n_temperatures,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from freenergy.arrays import as_matrix
 from freenergy.models import RBM
 from freenergy.random import RandomStream
 
@@ -24,7 +26,7 @@ def _flipped(model: RBM, values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pseudo_log_likelihood(model: RBM, v: Tensor, beta: float = 1.0) -> Tensor:
+def pseudo_log_likelihood(model: RBM, v: ArrayLike | Tensor, beta: float = 1.0) -> Tensor:
     r"""Exact log pseudo-likelihood of each row.
 
     .. math:: \sum_i \ln p(v_i \mid v_{\setminus i})
@@ -37,13 +39,18 @@ def pseudo_log_likelihood(model: RBM, v: Tensor, beta: float = 1.0) -> Tensor:
     ----------
     model : RBM
         With binary visible units.
-    v : Tensor of shape (n_samples, n_visible)
+    v : array-like or Tensor of shape (n_samples, n_visible)
     beta : float, default=1
         Inverse temperature.
 
     Returns
     -------
     Tensor of shape (n_samples,), in nats.
+
+    Raises
+    ------
+    ValueError
+        When the units are not binary, or ``v`` has another shape.
 
     References
     ----------
@@ -57,6 +64,7 @@ def pseudo_log_likelihood(model: RBM, v: Tensor, beta: float = 1.0) -> Tensor:
     >>> pseudo_log_likelihood(rbm, torch.zeros(1, 4).double()) / torch.log(torch.tensor(2.0))
     tensor([-4.0000], dtype=torch.float64)
     """
+    v = as_matrix(v, "v", model.n_visible, model.weight, empty=True)
     change = _flipped(model, v) - v
     field = model.hidden_field(v, beta)
     log_z = model.hidden.log_partition(field).sum(-1)
@@ -91,7 +99,7 @@ def _unit_of_each_row(v: Tensor, n: int, random: RandomStream) -> Tensor:
 
 @torch.no_grad()
 def stochastic_pseudo_log_likelihood(
-    model: RBM, v: Tensor, random: RandomStream, beta: float = 1.0
+    model: RBM, v: ArrayLike | Tensor, random: RandomStream, beta: float = 1.0
 ) -> Tensor:
     r"""Unbiased estimate of the log pseudo-likelihood from one random unit of each row.
 
@@ -105,7 +113,7 @@ def stochastic_pseudo_log_likelihood(
     ----------
     model : RBM
         With binary visible units.
-    v : Tensor of shape (n_samples, n_visible)
+    v : array-like or Tensor of shape (n_samples, n_visible)
     random : RandomStream
     beta : float, default=1
         Inverse temperature.
@@ -113,7 +121,21 @@ def stochastic_pseudo_log_likelihood(
     Returns
     -------
     Tensor of shape (n_samples,), in nats.
+
+    Raises
+    ------
+    ValueError
+        When the units are not binary, or ``v`` has another shape.
+
+    Examples
+    --------
+    >>> import torch
+    >>> rbm = RBM(4, 3)
+    >>> _ = torch.nn.init.zeros_(rbm.weight)
+    >>> stochastic_pseudo_log_likelihood(rbm, torch.zeros(1, 4), RandomStream(0))
+    tensor([-2.7726])
     """
+    v = as_matrix(v, "v", model.n_visible, model.weight, empty=True)
     rows = torch.arange(v.shape[0], device=v.device)
     unit = _unit_of_each_row(v, model.n_visible, random)
     corrupted = v.clone()

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from freenergy.arrays import as_tensor
 from freenergy.inference.mean_field import (
     MeanField,
     MeanFieldWarning,
@@ -275,7 +276,7 @@ def _starting_points(model: RBM, starts: ArrayLike | Tensor | int, random: Rando
         if starts < 1:
             raise ValueError(f"starts must be at least 1, got {starts}")
         return _uniform(model, int(starts), random)
-    visible = torch.as_tensor(starts).to(model.weight)
+    visible = as_tensor(starts, "starts", model.weight)
     if visible.dim() != 2 or visible.shape[1] != model.n_visible or len(visible) == 0:
         raise ValueError(
             f"starts must have shape (n_starts, {model.n_visible}), got {tuple(visible.shape)}"

@@ -19,14 +19,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from freenergy.arrays import as_tensor
 from freenergy.inference.annealing import divide, length_profile, sample_base
 from freenergy.inference.bridge import bennett, standard_error
-from freenergy.inference.equilibrium import split_r_hat
 from freenergy.inference.gibbs import gibbs
 from freenergy.inference.ladder import Ladder
+from freenergy.inference.mixing import split_r_hat
 from freenergy.random import RandomStream
 
 __all__ = ["Exchange", "LadderEstimate", "Tempering", "adapt_ladder", "estimate", "temper"]
@@ -62,7 +63,7 @@ class Tempering:
     Parameters
     ----------
     ladder : Ladder
-    visible : Tensor of shape (n_rungs, n_systems, n_visible)
+    visible : array-like or Tensor of shape (n_rungs, n_systems, n_visible)
         States to start from.
     random : RandomStream
     rule : {"free_energy", "energy"}, default="free_energy"
@@ -83,6 +84,11 @@ class Tempering:
     rounds_counted : float
         Rounds in which ``arrivals`` were counted.
 
+    Raises
+    ------
+    ValueError
+        When the rule is not known, the ladder has one rung, or the states do not fit it.
+
     Examples
     --------
     >>> from freenergy.inference.ladder import temperature_ladder
@@ -98,7 +104,7 @@ class Tempering:
     def __init__(
         self,
         ladder: Ladder,
-        visible: Tensor,
+        visible: ArrayLike | Tensor,
         random: RandomStream,
         rule: str = "free_energy",
     ) -> None:
@@ -106,6 +112,13 @@ class Tempering:
             raise ValueError(f"rule must be 'free_energy' or 'energy', got {rule!r}")
         if len(ladder) < 2:
             raise ValueError("a ladder to exchange along needs at least two rungs")
+        visible = as_tensor(visible, "visible", ladder.weight)
+        n_visible = ladder.weight.shape[1]
+        if visible.dim() != 3 or visible.shape[2] != n_visible:
+            raise ValueError(
+                f"visible must have shape (n_rungs, n_systems, {n_visible}), got "
+                f"{tuple(visible.shape)}"
+            )
         if visible.shape[0] != len(ladder):
             raise ValueError(
                 f"a ladder of {len(ladder)} rungs needs states for each, got {visible.shape[0]}"
@@ -113,7 +126,7 @@ class Tempering:
         self.ladder = ladder
         self.random = random
         self.rule = rule
-        self.visible = visible.to(ladder.weight).clone()
+        self.visible = visible.clone()
         self._field = ladder.hidden_field(self.visible)
         self.n_rounds = 0
         self.rounds_counted = 0.0
@@ -286,6 +299,20 @@ def estimate(
     n_rungs : int
     base_log_partition : float
         Of the first rung.
+
+    Returns
+    -------
+    LadderEstimate
+
+    Examples
+    --------
+    >>> from freenergy.inference.ladder import temperature_ladder
+    >>> from freenergy.models import RBM
+    >>> ladder = temperature_ladder(RBM(6, 4), [0.0, 0.5, 1.0])
+    >>> system = Tempering(ladder, torch.zeros(3, 10, 6), RandomStream(0))
+    >>> found = estimate(temper(system, 40), len(ladder), ladder.base_log_partition())
+    >>> found.log_partition.shape, round(float(found.log_partition[0]) / math.log(2), 6)
+    ((3,), 10.0)
     """
     whole = _bridge(exchanges, n_rungs)
     half = len(exchanges) // 2 - len(exchanges) // 2 % 2
@@ -343,8 +370,28 @@ def temper(
 ) -> list[Exchange]:
     """Make rounds and keep their exchanges, thinned to about ``max_records``.
 
-    ``deadline``, a time of :func:`time.monotonic`, ends the run early; at least two rounds are
-    made.
+    Parameters
+    ----------
+    system : Tempering
+        Goes on in place.
+    n_rounds : int
+    n_steps : int, default=1
+        Gibbs steps of each round.
+    max_records : int, default=1000
+    deadline : float, default=inf
+        A time of :func:`time.monotonic` that ends the run early; at least two rounds are made.
+
+    Returns
+    -------
+    list of Exchange
+
+    Examples
+    --------
+    >>> from freenergy.inference.ladder import temperature_ladder
+    >>> from freenergy.models import RBM
+    >>> ladder = temperature_ladder(RBM(6, 4), [0.0, 0.5, 1.0])
+    >>> len(temper(Tempering(ladder, torch.zeros(3, 10, 6), RandomStream(0)), 40, max_records=20))
+    20
     """
     # Pairs of rounds are kept: even and odd neighbours take turns.
     stride = max(1, math.ceil(n_rounds / max_records))
@@ -393,6 +440,14 @@ def adapt_ladder(
     -------
     Tempering
         On the adapted ladder, with the states of the last pass.
+
+    Examples
+    --------
+    >>> from freenergy.inference.ladder import temperature_ladder
+    >>> from freenergy.models import RBM
+    >>> ladder = temperature_ladder(RBM(6, 4), [0.0, 1.0])
+    >>> adapt_ladder(ladder, 10, RandomStream(0)).n_systems
+    10
     """
     grid, spread = length_profile(ladder, random, 64)
     length = float((spread * np.diff(grid)).sum())

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Self
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from freenergy.arrays import as_matrix, as_tensor
 from freenergy.models.rbm import RBM
 from freenergy.models.units import Unit, get_unit
 from freenergy.random import RandomStream
@@ -33,7 +35,7 @@ class BoltzmannMachine(nn.Module):
     unit : str or Unit, default="spin"
         Type of all units: ``"spin"`` (±1), ``"bernoulli"`` (0/1) or a
         :class:`~freenergy.models.Unit`.
-    connected : Tensor of bool, shape (n_units, n_units), default=None
+    connected : array-like or Tensor of bool, shape (n_units, n_units), default=None
         Symmetric; which pairs of units have a coupling. None couples every pair.
     dtype, device :
         Of the parameters, as in :class:`torch.nn.Linear`.
@@ -81,7 +83,7 @@ class BoltzmannMachine(nn.Module):
         n_hidden: int = 0,
         *,
         unit: str | Unit = "spin",
-        connected: Tensor | None = None,
+        connected: ArrayLike | Tensor | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
     ) -> None:
@@ -108,20 +110,20 @@ class BoltzmannMachine(nn.Module):
     @classmethod
     def from_coupling(
         cls,
-        coupling: Tensor,
-        bias: Tensor | None = None,
+        coupling: ArrayLike | Tensor,
+        bias: ArrayLike | Tensor | None = None,
         *,
         n_hidden: int = 0,
         unit: str | Unit = "spin",
-        connected: Tensor | None = None,
+        connected: ArrayLike | Tensor | None = None,
     ) -> Self:
         r"""The machine with this matrix of couplings.
 
         Parameters
         ----------
-        coupling : Tensor of shape (n_units, n_units)
-            :math:`J`, symmetric with a zero diagonal.
-        bias : Tensor of shape (n_units,), default=None
+        coupling : array-like or Tensor of shape (n_units, n_units)
+            :math:`J`, symmetric with a zero diagonal; its precision is the machine's.
+        bias : array-like or Tensor of shape (n_units,), default=None
             :math:`b`; None is zero.
         n_hidden : int, default=0
             How many of the units, the last ones, are hidden.
@@ -145,7 +147,16 @@ class BoltzmannMachine(nn.Module):
         >>> machine.energy(torch.tensor([1.0, 1, -1])).item()
         -1.0
         """
+        coupling = as_tensor(coupling, "coupling")
+        if not coupling.is_floating_point():
+            coupling = coupling.to(torch.get_default_dtype())
         _check_coupling(coupling)
+        if bias is not None:
+            bias = as_tensor(bias, "bias", like=coupling)
+            if bias.shape != coupling.shape[:1]:
+                raise ValueError(
+                    f"bias must have shape ({len(coupling)},), got {tuple(bias.shape)}"
+                )
         # A new machine draws its couplings; who brings their own must not move torch's stream.
         with torch.random.fork_rng(devices=[]):
             machine = cls(
@@ -237,18 +248,18 @@ class BoltzmannMachine(nn.Module):
     @torch.no_grad()
     def gibbs_sweep(
         self,
-        s: Tensor,
+        s: ArrayLike | Tensor,
         random: RandomStream,
         beta: float = 1.0,
         *,
         n_sweeps: int = 1,
-        held: Tensor | None = None,
+        held: ArrayLike | Tensor | None = None,
     ) -> Tensor:
         """Draw every unit in turn given all others, in parallel chains.
 
         Parameters
         ----------
-        s : Tensor of shape (n_chains, n_units)
+        s : array-like or Tensor of shape (n_chains, n_units)
             States to start from; left as they are.
         random : RandomStream
             Source of the draws, on the model's device.
@@ -256,12 +267,17 @@ class BoltzmannMachine(nn.Module):
             Inverse temperature.
         n_sweeps : int, default=1
             Times that every unit is drawn.
-        held : Tensor of bool, shape (n_units,), default=None
+        held : array-like or Tensor of bool, shape (n_units,), default=None
             Units that keep their values.
 
         Returns
         -------
         Tensor of shape (n_chains, n_units)
+
+        Raises
+        ------
+        ValueError
+            When the shape of ``s`` or of ``held`` does not fit.
 
         Examples
         --------
@@ -271,9 +287,12 @@ class BoltzmannMachine(nn.Module):
         >>> machine.gibbs_sweep(torch.ones(10, 3), RandomStream(0), n_sweeps=5).shape
         torch.Size([10, 3])
         """
-        s = s.to(self.weight).clone()
+        s = as_matrix(s, "s", self.n_units, self.weight).clone()
         blocks = [block.to(s.device) for block in self.blocks]
         if held is not None:
+            held = as_tensor(held, "held").to(s.device).bool()
+            if held.shape != (self.n_units,):
+                raise ValueError(f"held must have shape ({self.n_units},), got {tuple(held.shape)}")
             blocks = [block[~held[block]] for block in blocks]
         coupling = self.coupling
         for _ in range(n_sweeps):
@@ -290,10 +309,11 @@ class BoltzmannMachine(nn.Module):
         )
 
 
-def _adjacency(n_units: int, connected: Tensor | None) -> Tensor:
+def _adjacency(n_units: int, connected: ArrayLike | Tensor | None) -> Tensor:
     """Which pairs are coupled, checked, on the CPU."""
     if connected is None:
         return ~torch.eye(n_units, dtype=torch.bool)
+    connected = as_tensor(connected, "connected")
     if connected.shape != (n_units, n_units):
         raise ValueError(
             f"connected must have shape ({n_units}, {n_units}), got {tuple(connected.shape)}"

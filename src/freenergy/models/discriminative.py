@@ -53,6 +53,11 @@ class DiscriminativeRBM(nn.Module):
     hidden_bias : Parameter of shape (n_hidden,)
         Biases :math:`b`, zero.
 
+    Raises
+    ------
+    ValueError
+        When a number is too small, or no unit type has that name.
+
     References
     ----------
     Larochelle and Bengio, *Classification using discriminative restricted Boltzmann machines*,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -17,6 +17,7 @@ __all__ = [
     "INITIALIZATIONS",
     "NORMALIZATIONS",
     "initialize_perceptron",
+    "layered",
     "linear_layers",
     "multilayer_perceptron",
 ]
@@ -105,18 +106,55 @@ def multilayer_perceptron(
             f"normalization='self' needs activation='selu', which alone has the fixed point of "
             f"mean 0 and variance 1; got activation={activation!r}"
         )
-    layers: list[nn.Module] = []
-    for n_in, n_out in pairwise((n_features, *hidden_layer_sizes)):
-        layers.append(_linear(n_in, n_out))
+
+    def behind(n_units: int) -> list[nn.Module]:
+        layers: list[nn.Module] = []
         if normalization == "batch":
-            layers.append(BatchNorm(n_out))
+            layers.append(BatchNorm(n_units))
         elif normalization == "ghost_batch":
-            layers.append(GhostBatchNorm(n_out, ghost_batch_size))
+            layers.append(GhostBatchNorm(n_units, ghost_batch_size))
         layers.append(ACTIVATIONS[activation]())
         if dropout > 0:
             layers.append((nn.AlphaDropout if activation == "selu" else nn.Dropout)(dropout))
-    last = (n_features, *hidden_layer_sizes)[-1]
-    return nn.Sequential(*layers, _linear(last, n_outputs)).eval()
+        return layers
+
+    return layered((n_features, *hidden_layer_sizes, n_outputs), _linear, behind).eval()
+
+
+def layered(
+    sizes: Sequence[int],
+    linear: Callable[[int, int], nn.Linear],
+    behind: Callable[[int], Iterable[nn.Module]],
+) -> nn.Sequential:
+    """A net of linear layers, the last of them bare.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        From the number of inputs to that of outputs.
+    linear : callable
+        Makes the layer between two sizes.
+    behind : callable
+        Makes the modules behind a hidden layer of so many units.
+
+    Returns
+    -------
+    torch.nn.Sequential
+
+    Examples
+    --------
+    >>> layered((4, 3, 2), torch.nn.Linear, lambda n_units: [torch.nn.Tanh()])
+    Sequential(
+      (0): Linear(in_features=4, out_features=3, bias=True)
+      (1): Tanh()
+      (2): Linear(in_features=3, out_features=2, bias=True)
+    )
+    """
+    *hidden, last = pairwise(sizes)
+    layers: list[nn.Module] = []
+    for n_in, n_out in hidden:
+        layers += [linear(n_in, n_out), *behind(n_out)]
+    return nn.Sequential(*layers, linear(*last))
 
 
 def _linear(n_in: int, n_out: int) -> nn.Linear:
@@ -126,15 +164,23 @@ def _linear(n_in: int, n_out: int) -> nn.Linear:
     return layer
 
 
-def linear_layers(net: nn.Sequential) -> list[nn.Linear]:
-    """The linear layers of a net, from the first to that of the outputs.
+def linear_layers(net: nn.Module) -> list[nn.Linear]:
+    """The linear layers of a net and of its parts, from the first to that of the outputs.
+
+    Parameters
+    ----------
+    net : torch.nn.Module
+
+    Returns
+    -------
+    list of torch.nn.Linear
 
     Examples
     --------
     >>> [layer.out_features for layer in linear_layers(multilayer_perceptron(4, (3, 5), 2))]
     [3, 5, 2]
     """
-    return [layer for layer in net if isinstance(layer, nn.Linear)]
+    return [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
 
 
 @torch.no_grad()
@@ -181,7 +227,7 @@ def initialize_perceptron(
     >>> from freenergy.random import RandomStream
     >>> net = multilayer_perceptron(100, (100,), 1, activation="selu")
     >>> initialize_perceptron(net, RandomStream(0), activation="selu")
-    >>> round(float(net[0].weight.var()) * 100)
+    >>> round(float(net[0].weight.detach().var()) * 100)
     1
     """
     if init not in INITIALIZATIONS:

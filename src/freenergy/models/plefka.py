@@ -12,7 +12,23 @@ __all__ = ["add_reaction", "check_order"]
 
 
 def check_order(order: int) -> None:
-    """Refuse an order of the expansion that is not 1, 2 or 3."""
+    """Refuse an order of the expansion that is not 1, 2 or 3.
+
+    Parameters
+    ----------
+    order : int
+
+    Raises
+    ------
+    ValueError
+
+    Examples
+    --------
+    >>> check_order(4)
+    Traceback (most recent call last):
+        ...
+    ValueError: order must be 1, 2 or 3, got 4
+    """
     if order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
 

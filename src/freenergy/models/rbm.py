@@ -38,6 +38,11 @@ class RBM(nn.Module):
     hidden_bias : Parameter of shape (n_hidden,)
         Biases :math:`b`, zero.
 
+    Raises
+    ------
+    ValueError
+        When a layer has no unit, or no unit type has that name.
+
     References
     ----------
     Smolensky, *Information processing in dynamical systems*, 1986;

@@ -394,6 +394,15 @@ _UNITS: dict[str, type[Unit]] = {"bernoulli": Bernoulli, "spin": Spin}
 def get_unit(unit: str | Unit) -> Unit:
     """The unit type of that name; a :class:`Unit` is returned as it is.
 
+    Parameters
+    ----------
+    unit : str or Unit
+        ``"bernoulli"``, ``"spin"`` or ``"binomial(n)"``.
+
+    Returns
+    -------
+    Unit
+
     Raises
     ------
     ValueError

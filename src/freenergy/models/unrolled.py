@@ -70,6 +70,20 @@ class UnrolledRBM(nn.Module):
     tied : bool
     order : int
     beta, damping : float
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`unroll`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from freenergy.inference import mean_field
+    >>> rbm, v = RBM(6, 4, dtype=torch.float64), torch.ones(1, 6).double()
+    >>> net = UnrolledRBM(rbm, depth=50)
+    >>> torch.allclose(net(v), mean_field(rbm, order=1, start=v).hidden)
+    True
     """
 
     def __init__(

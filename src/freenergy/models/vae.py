@@ -11,13 +11,17 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils import skip_init
 
+from freenergy.arrays import as_matrix
+from freenergy.models.mlp import ACTIVATIONS, layered, linear_layers
 from freenergy.models.rbm import RBM
 from freenergy.random import RandomStream
 
@@ -26,11 +30,11 @@ __all__ = ["VAE", "VariationalFreeEnergy", "unravel"]
 _LATENTS = ("gaussian", "bernoulli")
 _LIKELIHOODS = ("bernoulli", "gaussian")
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "logistic": nn.Sigmoid,
+    "tanh": ACTIVATIONS["tanh"],
+    "relu": ACTIVATIONS["relu"],
+    "logistic": ACTIVATIONS["logistic"],
     "softplus": nn.Softplus,
-    "selu": nn.SELU,
+    "selu": ACTIVATIONS["selu"],
 }
 
 # Squares of such deviations stay finite in single precision.
@@ -156,7 +160,7 @@ class VAE(nn.Module):
         self.n_visible, self.n_latent = n_visible, n_latent
         self.hidden_sizes = tuple(hidden_sizes)
         self.latent, self.likelihood, self.activation = latent, likelihood, activation
-        self.learn_noise = learn_noise
+        self.noise_variance, self.learn_noise = noise_variance, learn_noise
         n_outputs = n_latent if latent == "bernoulli" else 2 * n_latent
         hidden = self.hidden_sizes
         self.encoder = _perceptron((n_visible, *hidden, n_outputs), activation, dtype, device)
@@ -350,7 +354,7 @@ class VAE(nn.Module):
 
 
 @torch.no_grad()
-def unravel(rbm: RBM, rows: Tensor | None = None, *, beta: float = 1.0) -> VAE:
+def unravel(rbm: RBM, rows: ArrayLike | Tensor | None = None, *, beta: float = 1.0) -> VAE:
     r"""An RBM unravelled: one half step is the encoder, the other the decoder.
 
     .. math:: q(z_j = 1 \mid x) = \sigma\big(\beta (b_j + (W^\top x)_j)\big), \qquad
@@ -365,7 +369,7 @@ def unravel(rbm: RBM, rows: Tensor | None = None, *, beta: float = 1.0) -> VAE:
     ----------
     rbm : RBM
         With 0/1 units in both layers.
-    rows : Tensor of shape (n, n_visible), default=None
+    rows : array-like or Tensor of shape (n, n_visible), default=None
         Where the mean activations are taken, with one pseudo-count for each value. None takes
         the fields at the means :math:`\sigma(\beta a)` that the visible biases alone would give.
     beta : float, default=1.0
@@ -379,7 +383,7 @@ def unravel(rbm: RBM, rows: Tensor | None = None, *, beta: float = 1.0) -> VAE:
     Raises
     ------
     ValueError
-        When the RBM has other units.
+        When the RBM has other units, or the rows another width.
 
     References
     ----------
@@ -419,16 +423,12 @@ def unravel(rbm: RBM, rows: Tensor | None = None, *, beta: float = 1.0) -> VAE:
         visible = rbm.visible.mean(beta * rbm.visible_bias)
         vae.prior_field.copy_(rbm.hidden_field(visible, beta))
     else:
-        activations = rbm.hidden_mean(rows.to(rbm.weight), beta)
+        states = as_matrix(rows, "rows", rbm.n_visible, rbm.weight)
+        activations = rbm.hidden_mean(states, beta)
         n = len(activations)
         smoothed = (activations.sum(0, dtype=torch.float64) + 1) / (n + 2)
         vae.prior_field.copy_(torch.logit(smoothed))
     return vae
-
-
-def linear_layers(network: nn.Module) -> list[nn.Linear]:
-    """The linear layers of an encoder or decoder, from its input to its output."""
-    return [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
 
 
 def _perceptron(
@@ -437,11 +437,8 @@ def _perceptron(
     dtype: torch.dtype | None,
     device: str | torch.device | None,
 ) -> nn.Sequential:
-    """Linear layers of these sizes with the activation between them, none at the end."""
-    layers: list[nn.Module] = []
-    for n_in, n_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out, dtype=dtype, device=device), _ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers[:-1])
+    linear = partial(nn.Linear, dtype=dtype, device=device)
+    return layered(sizes, linear, lambda n_units: [_ACTIVATIONS[activation]()])
 
 
 def _independent(units: Distribution) -> Distribution:

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
 from torch import Tensor
 
+from freenergy.arrays import as_matrix
 from freenergy.files import as_json
 from freenergy.inference import exact, is_enumerable
 from freenergy.inference.annealing import length_profile, sample_base
@@ -139,7 +140,7 @@ def thermodynamics(
     n_chains: int = 64,
     time_budget: float = 60.0,
     tolerance: float | None = None,
-    data: Tensor | None = None,
+    data: ArrayLike | Tensor | None = None,
     random: RandomStream | int | None = 0,
 ) -> Thermodynamics:
     r"""Partition function, energy, entropy and heat capacity at inverse temperatures.
@@ -178,7 +179,7 @@ def thermodynamics(
     tolerance : float, default=None
         Standard error of the entropy to reach, in nats. None asks for 0.1, or for one part in
         10 000 of the entropy at :math:`\beta = 0` where that is more.
-    data : Tensor of shape (n, n_visible), default=None
+    data : array-like or Tensor of shape (n, n_visible), default=None
         Rows that the model was trained on. Half of the systems start at them: systems that start
         elsewhere must then agree with those.
     random : RandomStream, int or None, default=0
@@ -218,7 +219,9 @@ def thermodynamics(
     True
     """
     asked = _check_betas(betas)
-    _check_options(model, method, n_chains, time_budget, tolerance, data)
+    _check_options(model, method, n_chains, time_budget, tolerance)
+    if data is not None:
+        data = as_matrix(data, "data", model.n_visible, model.weight)
     begin = time.monotonic()
     if not isinstance(random, RandomStream):
         random = RandomStream(random, model.weight.device)
@@ -234,9 +237,8 @@ def thermodynamics(
     reasons: list[str] = []
     diagnostics: dict[str, Any] = {"rungs": np.zeros(1), "acceptance": np.zeros(0)}
     if cold.any():
-        start = None if data is None else data.to(model.weight)
         simulation = _Simulation(
-            model, free, unique[cold], n_chains, random, start, begin, begin + time_budget
+            model, free, unique[cold], n_chains, random, data, begin, begin + time_budget
         )
         found = simulation.until(tolerance, begin + time_budget)
         table[:, :, cold] = found.table
@@ -264,7 +266,6 @@ def _check_options(
     n_chains: int,
     time_budget: float,
     tolerance: float | None,
-    data: Tensor | None,
 ) -> None:
     if method not in _METHODS:
         raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
@@ -274,10 +275,6 @@ def _check_options(
         raise ValueError(f"time_budget must be positive, got {time_budget}")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
-    if data is not None and (data.dim() != 2 or data.shape[1] != model.n_visible or not len(data)):
-        raise ValueError(
-            f"data must have shape (n, {model.n_visible}) with n > 0, got {tuple(data.shape)}"
-        )
     if not all(bool(p.isfinite().all()) for p in model.parameters()):
         raise ValueError("the model has parameters that are not finite")
 

@@ -8,143 +8,32 @@ from the same starts, and the passes between their minima are bounded from above
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammaln
 from torch import Tensor
 
 from freenergy.files import as_json
 from freenergy.inference import MeanFieldStates, MeanFieldWarning, mean_field_states
-from freenergy.inference.mean_field import PlefkaExpansion
 from freenergy.models import RBM, Unit
 from freenergy.random import RandomStream
+from freenergy.thermodynamics.barriers import barrier, free_energy_barrier, spread
+from freenergy.thermodynamics.counts import DistinctCount, count_distinct, smoothing_ratio
+from freenergy.thermodynamics.descent import Descent, check_start, descend, end_values, in_double
 
-__all__ = [
-    "Barrier",
-    "Descent",
-    "DistinctCount",
-    "EnergyMinima",
-    "FixedPoints",
-    "Landscape",
-    "barrier",
-    "descend",
-    "free_energy_barrier",
-    "landscape",
-]
+__all__ = ["EnergyMinima", "FixedPoints", "Landscape", "landscape"]
 
 Array = NDArray[np.float64]
-State = tuple[Tensor, Tensor]
 
-_N_BOOTSTRAP = 500
-# Draws that are made at once, at 8 bytes.
-_MAX_DRAWS = 2**20
-_POINTS_OF_A_LINE = 33
 # Beyond these shares a count tells of the starts, or of the solver, and not of the landscape.
 _MAX_UNSEEN = 0.1
 _MIN_CONVERGED = 0.95
-
-
-@dataclass(frozen=True, eq=False)
-class Descent:
-    """Where zero-temperature descents of the energy ended, one per start.
-
-    Attributes
-    ----------
-    visible : Tensor of shape (n_starts, n_visible)
-    hidden : Tensor of shape (n_starts, n_hidden)
-    energy : Tensor of shape (n_starts,)
-        :math:`E(v, h)`, in double precision like the states.
-    n_sweeps : Tensor of int, shape (n_starts,)
-        The last sweep that changed anything.
-    converged : Tensor of bool, shape (n_starts,)
-        Whether the last sweep made changed nothing: then no single flip lowers the energy.
-    flat : Tensor of bool, shape (n_starts,)
-        Whether some flip costs nothing: the end is one of several states of a plateau.
-    """
-
-    visible: Tensor
-    hidden: Tensor
-    energy: Tensor
-    n_sweeps: Tensor
-    converged: Tensor
-    flat: Tensor
-
-    def __repr__(self) -> str:
-        n = len(self.energy)
-        return (
-            f"Descent(n_starts={n}, energy={float(self.energy.min()):.6g}.."
-            f"{float(self.energy.max()):.6g}, converged={int(self.converged.sum())}/{n}, "
-            f"flat={int(self.flat.sum())}, n_sweeps={int(self.n_sweeps.max())})"
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Barrier:
-    """Highest point of a path between two states, for each of some pairs.
-
-    Attributes
-    ----------
-    peak : Tensor of shape (n_pairs,)
-        The largest value on the path, its ends included.
-    start, end : Tensor of shape (n_pairs,)
-        The values at the ends.
-    """
-
-    peak: Tensor
-    start: Tensor
-    end: Tensor
-
-    @property
-    def height(self) -> Tensor:
-        """From the higher of the two ends to the peak, shape (n_pairs,)."""
-        return self.peak - torch.maximum(self.start, self.end)
-
-    def __repr__(self) -> str:
-        return f"Barrier(n_pairs={len(self.peak)}, height={_spread(self.height.numpy(force=True))})"
-
-
-@dataclass(frozen=True)
-class DistinctCount:
-    r"""How many distinct states some starts found, and how many there may be.
-
-    The number found grows with the number of starts as long as there are states left to find:
-    it compares landscapes only at equal numbers of starts.
-    A state of which no start was likely to hear leaves no trace: where a few states take nearly
-    all starts, the intervals are those of the states found, and too narrow for a rare one more.
-
-    Attributes
-    ----------
-    found : int
-        Distinct states found.
-    lower, upper : float
-        Interval for the number that as many starts find on average.
-    chao1, chao1_lower, chao1_upper : float
-        Chao's estimate of the number of all states that such starts can reach, found or not,
-        :math:`S + \frac{n-1}{n} \frac{f_1^2}{2 f_2}` with :math:`f_k` the number of states found
-        by *k* starts, and its interval. On average it is a lower bound.
-    unseen : float
-        Share of further starts that would lead to a new state (Good and Turing), :math:`f_1/n`.
-        Near 1 neither number says more than that there are many.
-    n_starts : int
-        Starts that led to a state.
-    """
-
-    found: int
-    lower: float
-    upper: float
-    chao1: float
-    chao1_lower: float
-    chao1_upper: float
-    unseen: float
-    n_starts: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,9 +82,9 @@ class EnergyMinima:
 
     def __repr__(self) -> str:
         return (
-            f"EnergyMinima(found={self.count.found}, energy={_spread(self.energy)}, "
+            f"EnergyMinima(found={self.count.found}, energy={spread(self.energy)}, "
             f"mean_energy={self.mean_energy:.6g}, unseen={self.count.unseen:.3g}, "
-            f"barriers={_spread(self.barriers)}, flat={int(self.flat.sum())})"
+            f"barriers={spread(self.barriers)}, flat={int(self.flat.sum())})"
         )
 
 
@@ -245,10 +134,10 @@ class FixedPoints:
     def __repr__(self) -> str:
         return (
             f"FixedPoints(temperature={self.temperature:g}, found={self.count.found}, "
-            f"free_energy={_spread(self.free_energy)}, "
+            f"free_energy={spread(self.free_energy)}, "
             f"mean_rounded_energy={self.mean_rounded_energy:.6g}, "
             f"unseen={self.count.unseen:.3g}, converged={self.converged:.3g}, "
-            f"barriers={_spread(self.barriers)})"
+            f"barriers={spread(self.barriers)})"
         )
 
 
@@ -331,7 +220,7 @@ class Landscape:
         return (
             f"Landscape(n_starts={self.n_starts}, order={self.order}, "
             f"energy_minima={self.minima.count.found}, fixed_points={{{curve}}}, "
-            f"smoothing={_spread(self.smoothing)}, trusted={self.trusted}{reasons})"
+            f"smoothing={spread(self.smoothing)}, trusted={self.trusted}{reasons})"
         )
 
 
@@ -350,10 +239,6 @@ def _fixed_points_dict(points: FixedPoints) -> dict[str, Any]:
     }
 
 
-def _spread(values: Array) -> str:
-    return f"{values.min():.5g}..{values.max():.5g}" if len(values) else "none"
-
-
 def _mean(values: Array, weight: NDArray[Any]) -> float:
     return float(np.average(values, weights=weight)) if len(values) else math.nan
 
@@ -364,270 +249,6 @@ def _numbers(values: Tensor) -> Array:
 
 def _integers(values: Tensor) -> NDArray[np.int64]:
     return np.asarray(values.long().numpy(force=True))
-
-
-@torch.no_grad()
-def descend(model: RBM, start: ArrayLike | Tensor, *, max_sweeps: int = 10_000) -> Descent:
-    r"""Descend the energy of an RBM at zero temperature, one layer at a time.
-
-    .. math:: h \leftarrow \arg\min_h E(v, h), \qquad v \leftarrow \arg\min_v E(v, h),
-
-    in turn, until nothing changes. Units of one layer are not coupled, so each half-step is exact:
-    a unit takes the end of its range on the side of its field, and the energy never rises. At the
-    end no flip of a single unit lowers it. A unit without field, up to the rounding of its sum,
-    takes the low end, so that a tie between two states always ends in the same one.
-
-    Parameters
-    ----------
-    model : RBM
-        Its parameters are used in double precision.
-    start : array-like or Tensor of shape (n_starts, n_visible)
-        Visible states to start from; values between the ends of the range are as good.
-    max_sweeps : int, default=10000
-        Largest number of sweeps. A handful to some dozens suffice.
-
-    Returns
-    -------
-    Descent
-
-    Raises
-    ------
-    ValueError
-        For parameters that are not finite, a start of the wrong shape or out of range, or
-        ``max_sweeps`` below 1.
-
-    References
-    ----------
-    Hopfield, *Neural networks and physical systems with emergent collective computational
-    abilities*, PNAS 79, 1982.
-
-    Examples
-    --------
-    Eight spins that follow one hidden spin end up or down:
-
-    >>> from freenergy.models import RBM
-    >>> rbm = RBM(8, 1, visible="spin", hidden="spin")
-    >>> _ = torch.nn.init.constant_(rbm.weight, 1.5)
-    >>> end = descend(rbm, [[1.0] * 5 + [-1.0] * 3, [1.0] * 3 + [-1.0] * 5])
-    >>> end.hidden.flatten().tolist(), end.energy.tolist()
-    ([1.0, -1.0], [-12.0, -12.0])
-    """
-    if max_sweeps < 1:
-        raise ValueError(f"max_sweeps must be at least 1, got {max_sweeps}")
-    model = _in_double(model)
-    v = _check_start(model, start)
-    h = _lowest(model.hidden, model.hidden_field(v), _rounding(model, hidden=True))
-    n_sweeps = torch.zeros(len(v), dtype=torch.long, device=v.device)
-    changed = torch.ones_like(n_sweeps, dtype=torch.bool)
-    visible_noise, hidden_noise = _rounding(model, hidden=False), _rounding(model, hidden=True)
-    for sweep in range(1, max_sweeps + 1):
-        new_v = _lowest(model.visible, model.visible_field(h), visible_noise)
-        new_h = _lowest(model.hidden, model.hidden_field(new_v), hidden_noise)
-        changed = (new_v != v).any(-1) | (new_h != h).any(-1)
-        v, h = new_v, new_h
-        n_sweeps[changed] = sweep
-        if not bool(changed.any()):
-            break
-    flat = (model.visible_field(h).abs() <= visible_noise).any(-1)
-    flat |= (model.hidden_field(v).abs() <= hidden_noise).any(-1)
-    return Descent(v, h, model.energy(v, h), n_sweeps, ~changed, flat)
-
-
-def _in_double(model: RBM) -> RBM:
-    """The model in double precision, where the fields of states are exact or nearly."""
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
-        raise ValueError("the model has parameters that are not finite")
-    return model if model.weight.dtype == torch.float64 else copy.deepcopy(model).double()
-
-
-def _check_start(model: RBM, start: ArrayLike | Tensor) -> Tensor:
-    visible = torch.as_tensor(start).to(model.weight)
-    if visible.dim() != 2 or visible.shape[1] != model.n_visible or len(visible) == 0:
-        raise ValueError(
-            f"start must have shape (n_starts, {model.n_visible}), got {tuple(visible.shape)}"
-        )
-    low, high = _ends(model.visible)
-    if not bool(((visible >= low) & (visible <= high)).all()):
-        raise ValueError(f"start must hold states, in [{low:g}, {high:g}]")
-    return visible
-
-
-def _ends(unit: Unit) -> tuple[float, float]:
-    return min(unit.support), max(unit.support)
-
-
-def _lowest(unit: Unit, field: Tensor, noise: Tensor) -> Tensor:
-    """The values of least energy in these fields, the low one where the field is noise."""
-    low, high = _ends(unit)
-    return torch.where(field > noise, high, low).to(field.dtype)
-
-
-def _rounding(model: RBM, *, hidden: bool) -> Tensor:
-    r"""Bound on the rounding error of every unit's field, :math:`n\epsilon(|b| + \sum |W x|)`."""
-    weight, bias = model.weight.abs(), (model.hidden_bias if hidden else model.visible_bias).abs()
-    reach = max(abs(x) for x in (model.visible if hidden else model.hidden).support)
-    total = bias + reach * weight.sum(0 if hidden else 1)
-    n_terms = 1 + weight.shape[0 if hidden else 1]
-    return n_terms * torch.finfo(weight.dtype).eps * total
-
-
-@torch.no_grad()
-def barrier(model: RBM, a: State, b: State) -> Barrier:
-    r"""Bound the energy barrier between two states from above, along a path of single flips.
-
-    The path flips the units in which the states differ, each once, the cheapest next one first.
-    It is made from either end, and the lower peak counts. The true barrier, the lowest peak of
-    all paths of single flips, may be lower: the best path may flip a unit to and fro.
-
-    Parameters
-    ----------
-    model : RBM
-        Its parameters are used in double precision.
-    a, b : pair of Tensors, of shape (n_pairs, n_visible) and (n_pairs, n_hidden)
-        Visible and hidden states at the ends.
-
-    Returns
-    -------
-    Barrier
-        In units of the energy.
-
-    Raises
-    ------
-    ValueError
-        When the shapes do not fit, or parameters are not finite.
-
-    Examples
-    --------
-    From all spins up to all down, half of them must turn before the hidden spin does:
-
-    >>> from freenergy.models import RBM
-    >>> rbm = RBM(8, 1, visible="spin", hidden="spin")
-    >>> _ = torch.nn.init.constant_(rbm.weight, 1.5)
-    >>> up = torch.ones(1, 8), torch.ones(1, 1)
-    >>> path = barrier(rbm, up, (-up[0], -up[1]))
-    >>> path.start.tolist(), path.peak.tolist()
-    ([-12.0], [0.0])
-    """
-    model = _in_double(model)
-    a, b = _check_states(model, a, "a"), _check_states(model, b, "b")
-    if len(a[0]) != len(b[0]):
-        raise ValueError(f"a and b must hold as many states, got {len(a[0])} and {len(b[0])}")
-    peak = torch.minimum(_greedy_peak(model, a, b), _greedy_peak(model, b, a))
-    return Barrier(peak, model.energy(*a), model.energy(*b))
-
-
-def _check_states(model: RBM, states: State, name: str) -> State:
-    visible, hidden = (torch.as_tensor(x).to(model.weight) for x in states)
-    expected = (len(visible), model.n_visible), (len(visible), model.n_hidden)
-    if (tuple(visible.shape), tuple(hidden.shape)) != expected:
-        raise ValueError(
-            f"{name} must be states of shapes (n_pairs, {model.n_visible}) and "
-            f"(n_pairs, {model.n_hidden}), got {tuple(visible.shape)} and {tuple(hidden.shape)}"
-        )
-    return visible, hidden
-
-
-def _greedy_peak(model: RBM, start: State, goal: State) -> Tensor:
-    """Highest energy on the way, by the flip that costs least, for all pairs at once."""
-    n = model.n_visible
-    step = torch.cat(goal, -1) - torch.cat(start, -1)
-    field = torch.cat([model.visible_field(start[1]), model.hidden_field(start[0])], -1)
-    energy = model.energy(*start)
-    peak = energy.clone()
-    rows, columns = model.weight.detach(), model.weight.detach().T.contiguous()
-    for _ in range(int((step != 0).sum(-1).amax()) if len(step) else 0):
-        cost, unit = torch.where(step != 0, -step * field, torch.inf).min(-1)
-        moving = cost.isfinite()
-        # A pair that has arrived takes no step: its choice, any unit, moves by zero.
-        energy = torch.where(moving, energy + cost, energy)
-        peak = torch.maximum(peak, energy)
-        size = step.gather(-1, unit[:, None])
-        seen = unit < n
-        field[seen, n:] += size[seen] * rows[unit[seen]]
-        field[~seen, :n] += size[~seen] * columns[unit[~seen] - n]
-        step.scatter_(-1, unit[:, None], 0.0)
-    return torch.maximum(peak, model.energy(*goal))
-
-
-@torch.no_grad()
-def free_energy_barrier(
-    model: RBM,
-    a: State,
-    b: State,
-    *,
-    beta: float = 1.0,
-    order: int = 1,
-    n_points: int = _POINTS_OF_A_LINE,
-) -> Barrier:
-    r"""Bound the barrier of the mean-field free energy, along straight lines of magnetisation.
-
-    .. math:: \max_{0 \le t \le 1} F\big((1 - t)\,m_a + t\,m_b,\; T\big)
-
-    on a grid of ``n_points`` of *t*, both layers moving together. The lowest pass between the two
-    states lies below the line, as far as the grid resolves it.
-
-    Parameters
-    ----------
-    model : RBM
-        Its parameters are used in double precision.
-    a, b : pair of Tensors, of shape (n_pairs, n_visible) and (n_pairs, n_hidden)
-        Magnetisations at the ends.
-    beta : float, default=1
-        Inverse temperature. Infinite: the energy itself, :math:`E(m)`.
-    order : {1, 2, 3}, default=1
-        Of the expansion. At order 1 :math:`F` bounds the free energy at any magnetisation; the
-        higher terms hold near the states, and between cold ones they lower it without limit.
-    n_points : int, default=33
-        Points of the line, its ends included.
-
-    Returns
-    -------
-    Barrier
-        In units of the energy.
-
-    Raises
-    ------
-    ValueError
-        When an option or a shape is impossible.
-
-    Examples
-    --------
-    Eight spins that follow one hidden spin: the barrier between up and down falls with the
-    temperature.
-
-    >>> from freenergy.inference import mean_field
-    >>> from freenergy.models import RBM
-    >>> rbm = RBM(8, 1, visible="spin", hidden="spin", dtype=torch.float64)
-    >>> _ = torch.nn.init.constant_(rbm.weight, 1.5)
-    >>> for beta in (0.5, 1.0, math.inf):
-    ...     state = mean_field(rbm, 1, beta=min(beta, 99), start=torch.ones(1, 8))
-    ...     up, down = (state.visible, state.hidden), (-state.visible, -state.hidden)
-    ...     path = free_energy_barrier(rbm, up, down, beta=beta)
-    ...     print(round(float(path.height), 2))
-    2.75
-    6.15
-    12.0
-    """
-    if not beta > 0:
-        raise ValueError(f"beta must be positive, got {beta}")
-    if n_points < 2:
-        raise ValueError(f"n_points must be at least 2, for the ends of the line, got {n_points}")
-    model = _in_double(model)
-    a, b = _check_states(model, a, "a"), _check_states(model, b, "b")
-    if len(a[0]) != len(b[0]):
-        raise ValueError(f"a and b must hold as many states, got {len(a[0])} and {len(b[0])}")
-    height: Callable[[Tensor, Tensor], Tensor] = model.energy
-    if not math.isinf(beta):
-        expansion = PlefkaExpansion(model, order, beta)
-
-        def height(v: Tensor, h: Tensor) -> Tensor:
-            return expansion.terms(v, h).sum(-1) / beta
-
-    start, end = height(*a), height(*b)
-    peak = torch.maximum(start, end)
-    for t in torch.linspace(0, 1, n_points, dtype=torch.float64).tolist()[1:-1]:
-        peak = torch.maximum(peak, height(a[0].lerp(b[0], t), a[1].lerp(b[1], t)))
-    return Barrier(peak, start, end)
 
 
 @torch.no_grad()
@@ -717,7 +338,7 @@ def landscape(
     """
     asked = _check_temperatures(temperatures)
     _check_options(n_starts, n_pairs, confidence, separation)
-    exact = _in_double(model)
+    exact = in_double(model)
     if not isinstance(random, RandomStream):
         random = RandomStream(random, model.weight.device)
     starts = _starts(exact, n_starts, rows, random)
@@ -741,7 +362,7 @@ def landscape(
                 separation=separation,
             )
         points.append(_fixed_points(exact, temperature, states, n_pairs, confidence, random))
-        curve.append(_smoothing(minima.basin, _integers(states.basin), confidence, random))
+        curve.append(smoothing_ratio(minima.basin, _integers(states.basin), confidence, random))
     reasons = _doubts(minima, points)
     value, lower, upper = np.array(curve).T
     return Landscape(
@@ -788,9 +409,9 @@ def _starts(
     model: RBM, n_starts: int, rows: ArrayLike | Tensor | None, random: RandomStream
 ) -> Tensor:
     if rows is not None:
-        data = _check_start(model, rows)
+        data = check_start(model, rows)
         return data[random.permutation(len(data))[:n_starts].to(data.device)]
-    low, high = _ends(model.visible)
+    low, high = end_values(model.visible)
     draws = torch.empty(n_starts, model.n_visible, dtype=torch.float64, device=random.device)
     return torch.where(random.uniform_(draws) < 0.5, low, high).to(model.weight)
 
@@ -814,7 +435,7 @@ def _minima(
         basin=counts,
         flat=ends.flat[first].numpy(force=True),
         n_starts=len(joint),
-        count=_count(counts, confidence, random),
+        count=count_distinct(counts, confidence, random),
         barriers=_numbers(barrier(model, a, b).height),
         line_barriers=_numbers(free_energy_barrier(model, a, b, beta=math.inf).height),
     )
@@ -840,13 +461,13 @@ def _fixed_points(
         temperature=temperature,
         states=states,
         rounded_energy=_numbers(model.energy(*rounded)),
-        count=_count(_integers(states.basin), confidence, random),
+        count=count_distinct(_integers(states.basin), confidence, random),
         barriers=_numbers(line.height),
     )
 
 
 def _rounded(unit: Unit, mean: Tensor) -> Tensor:
-    low, high = _ends(unit)
+    low, high = end_values(unit)
     return torch.where(mean > (low + high) / 2, high, low).double()
 
 
@@ -857,128 +478,6 @@ def _pairs(n: int, n_pairs: int, random: RandomStream) -> tuple[Tensor, Tensor]:
         return i, j
     i, j = random.integers(0, n, n_pairs), random.integers(0, n - 1, n_pairs)
     return i, j + (j >= i)
-
-
-@dataclass(frozen=True, eq=False)
-class _Basins:
-    """Basins that were found, with their shares as estimated, and those that were not.
-
-    The shares found are lowered by what further starts would find, which is divided evenly among
-    the states that Chao1 says are missing.
-    """
-
-    share: Array
-    n_missing: int
-
-    @classmethod
-    def of(cls, basin: NDArray[np.int64]) -> _Basins:
-        n = int(basin.sum())
-        f1, f2 = int((basin == 1).sum()), int((basin == 2).sum())
-        # The share of a missing state, from those found once and twice.
-        if f1 == 0:
-            deficit = 0.0
-        elif f2 > 0:
-            deficit = f1 / n * (n - 1) * f1 / ((n - 1) * f1 + 2 * f2)
-        else:
-            deficit = f1 / n * (n - 1) * (f1 - 1) / ((n - 1) * (f1 - 1) + 2)
-        raw = basin / n
-        missed = raw * (1 - raw) ** n
-        share = raw - (deficit / missed.sum() * missed if deficit else 0.0)
-        return cls(share, math.ceil(_chao1(basin) - len(basin)))
-
-    def replicas(self, n: int, random: RandomStream) -> tuple[Array, Array]:
-        """Distinct states that ``n`` starts find, and Chao1 of these, in many repetitions."""
-        rows = max(1, _MAX_DRAWS // n)
-        parts = [
-            _tally(self._draw(min(rows, _N_BOOTSTRAP - done), n, random))
-            for done in range(0, _N_BOOTSTRAP, rows)
-        ]
-        found, f1, f2 = np.concatenate(parts, axis=1)
-        return found, found + _missing(n, f1, f2)
-
-    def _draw(self, n_rows: int, n: int, random: RandomStream) -> NDArray[np.int64]:
-        """The state that each start leads to, shape (n_rows, n); those not found count up."""
-        draws = random.uniform_(torch.empty(n_rows, n, dtype=torch.float64, device=random.device))
-        u, edge = draws.cpu().numpy(), np.cumsum(self.share)
-        if not self.n_missing:
-            # The last edge is 1 only up to rounding.
-            return np.searchsorted(edge[:-1], u, side="right")
-        state = np.searchsorted(edge, u, side="right")
-        part = np.maximum(u - edge[-1], 0.0) / (1.0 - edge[-1])
-        return state + (part * self.n_missing).astype(np.int64)
-
-
-def _tally(states: NDArray[np.int64]) -> Array:
-    """For each row, how many values it has, and how many of them once and twice."""
-    states = np.sort(states, axis=1)
-    first = np.ones(states.shape, dtype=bool)
-    first[:, 1:] = states[:, 1:] != states[:, :-1]
-    begin = np.flatnonzero(first)
-    times, row = np.diff(begin, append=states.size), begin // states.shape[1]
-    kinds = (row, row[times == 1], row[times == 2])
-    return np.stack([np.bincount(x, minlength=len(states)).astype(float) for x in kinds])
-
-
-def _missing(n: Array | int, f1: Array | int, f2: Array | int) -> Array:
-    """States that Chao expects beyond those found, bias-corrected where none was found twice."""
-    twice = np.maximum(f2, 1)
-    return (n - 1) / n * np.where(f2 == 0, f1 * (f1 - 1.0) / 2, f1 * f1 / (2.0 * twice))
-
-
-def _chao1(basin: NDArray[np.int64]) -> float:
-    """Chao's lower bound on the number of states."""
-    f1, f2 = int((basin == 1).sum()), int((basin == 2).sum())
-    return len(basin) + float(_missing(int(basin.sum()), f1, f2))
-
-
-def _count(basin: NDArray[np.int64], confidence: float, random: RandomStream) -> DistinctCount:
-    n, found = int(basin.sum()), len(basin)
-    if n == 0:
-        nan = math.nan
-        return DistinctCount(0, nan, nan, nan, nan, nan, nan, 0)
-    numbers, estimates = _Basins.of(basin).replicas(n, random)
-    chao1 = _chao1(basin)
-    # A sample of a sample finds fewer: the spread is right, but not the middle.
-    lower, upper = _interval(numbers - numbers.mean() + found, found, confidence)
-    chao1_lower, chao1_upper = _interval(estimates - estimates.mean() + chao1, chao1, confidence)
-    return DistinctCount(
-        found=found,
-        lower=max(lower, 1.0),
-        upper=min(upper, float(n)),
-        chao1=chao1,
-        chao1_lower=max(chao1_lower, float(found)),
-        chao1_upper=chao1_upper,
-        unseen=int((basin == 1).sum()) / n,
-        n_starts=n,
-    )
-
-
-def _interval(replicas: Array, value: float, confidence: float) -> tuple[float, float]:
-    """Percentiles, with the value itself inside: a mean rounds where replicas hardly differ."""
-    tail = (1 - confidence) / 2
-    lower, upper = np.quantile(replicas, [tail, 1 - tail])
-    return min(float(lower), value), max(float(upper), value)
-
-
-def _smoothing(
-    minima: NDArray[np.int64], points: NDArray[np.int64], confidence: float, random: RandomStream
-) -> tuple[float, float, float]:
-    """Fixed points per minimum of the energy at equal numbers of starts, and its interval."""
-    n = int(points.sum())
-    if n == 0:
-        return math.nan, math.nan, math.nan
-    value = len(points) / _rarefied(minima, n)
-    smooth, rough = (_Basins.of(basin).replicas(n, random)[0] for basin in (points, minima))
-    ratio = smooth / rough
-    return value, *_interval(ratio * (value / ratio.mean()), value, confidence)
-
-
-def _rarefied(basin: NDArray[np.int64], k: int) -> float:
-    r"""States that ``k`` of the starts find on average, :math:`\sum_i 1 - C(n-x_i,k)/C(n,k)`."""
-    n = int(basin.sum())
-    left = n - basin[n - basin >= k]
-    log_missed = gammaln(left + 1) - gammaln(left - k + 1) - gammaln(n + 1) + gammaln(n - k + 1)
-    return float(len(basin) - np.exp(log_missed).sum())
 
 
 def _doubts(minima: EnergyMinima, points: Sequence[FixedPoints]) -> list[str]:

@@ -7,8 +7,10 @@ import warnings
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from freenergy.arrays import as_matrix, as_tensor
 from freenergy.inference import (
     Ladder,
     MeanFieldWarning,
@@ -49,8 +51,8 @@ class RBMMonitor:
 
     Parameters
     ----------
-    train : Tensor of shape (n, n_visible)
-    held_out : Tensor of shape (m, n_visible), default=None
+    train : array-like or Tensor of shape (n, n_visible)
+    held_out : array-like or Tensor of shape (m, n_visible), default=None
     beta : float, default=1
     orders : tuple of {1, 2, 3}, default=(1, 2, 3)
         Orders of the mean-field expansion to follow; may be empty.
@@ -75,8 +77,8 @@ class RBMMonitor:
 
     def __init__(
         self,
-        train: Tensor,
-        held_out: Tensor | None = None,
+        train: ArrayLike | Tensor,
+        held_out: ArrayLike | Tensor | None = None,
         *,
         beta: float = 1.0,
         orders: tuple[int, ...] = (1, 2, 3),
@@ -85,9 +87,9 @@ class RBMMonitor:
         enumerate: bool | None = None,
         n_rows: int = 1000,
     ) -> None:
-        self.parts = {"": torch.as_tensor(train)[:n_rows]}
+        self.parts = {"": as_tensor(train, "train")[:n_rows]}
         if held_out is not None:
-            self.parts["_held_out"] = torch.as_tensor(held_out)[:n_rows]
+            self.parts["_held_out"] = as_tensor(held_out, "held_out")[:n_rows]
         self.beta = beta
         self.orders = orders
         self.n_states = n_states
@@ -99,7 +101,12 @@ class RBMMonitor:
         """Named numbers that describe the model now."""
         record: dict[str, Any] = {"weight_norm": float(torch.linalg.vector_norm(model.weight))}
         budget = int(_PSEUDO_LIKELIHOOD_BUDGET / (model.n_visible * model.n_hidden))
-        parts = {suffix: rows.to(model.weight) for suffix, rows in self.parts.items()}
+        parts = {
+            suffix: as_matrix(
+                rows, suffix.removeprefix("_") or "train", model.n_visible, model.weight
+            )
+            for suffix, rows in self.parts.items()
+        }
         free_energy = {}
         for suffix, rows in parts.items():
             if len(model.visible.support) == 2:
@@ -147,7 +154,7 @@ class TemperatureMonitor:
 
     Parameters
     ----------
-    rows : Tensor of shape (n, n_visible)
+    rows : array-like or Tensor of shape (n, n_visible)
         States of the visible units; rows held out say more than those learned from.
     beta : float, default=1
         Inverse temperature of the training.
@@ -164,8 +171,8 @@ class TemperatureMonitor:
     ['temperature', 'temperature_lower', 'temperature_upper']
     """
 
-    def __init__(self, rows: Tensor, *, beta: float = 1.0, n_rows: int = 200) -> None:
-        self.rows = torch.as_tensor(rows)[:n_rows]
+    def __init__(self, rows: ArrayLike | Tensor, *, beta: float = 1.0, n_rows: int = 200) -> None:
+        self.rows = as_tensor(rows, "rows")[:n_rows]
         self.beta = beta
 
     def __call__(self, model: RBM) -> dict[str, Any]:

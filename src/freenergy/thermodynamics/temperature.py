@@ -9,11 +9,13 @@ from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.integrate import cumulative_trapezoid
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
 from torch import Tensor
 
+from freenergy.arrays import as_tensor
 from freenergy.inference import exact, is_enumerable
 from freenergy.models import RBM, Unit
 from freenergy.models.units import BinaryUnit
@@ -85,7 +87,7 @@ class EffectiveTemperature:
 @torch.no_grad()
 def effective_temperature(
     model: RBM,
-    rows: Tensor,
+    rows: ArrayLike | Tensor,
     method: str = "pseudo_likelihood",
     *,
     n_bootstrap: int = 200,
@@ -144,7 +146,7 @@ def effective_temperature(
     Parameters
     ----------
     model : RBM
-    rows : Tensor of shape (n, n_visible)
+    rows : array-like or Tensor of shape (n, n_visible)
         States of the visible units.
     method : {"pseudo_likelihood", "energy", "structural"}, default="pseudo_likelihood"
     n_bootstrap : int, default=200
@@ -243,8 +245,9 @@ def _check_options(
         raise ValueError(f"bounds must be two positive numbers in ascending order, got {bounds}")
 
 
-def _check_rows(model: RBM, rows: Tensor) -> Tensor:
+def _check_rows(model: RBM, rows: ArrayLike | Tensor) -> Tensor:
     """The rows in double precision on the model's device, if they are states of the model."""
+    rows = as_tensor(rows, "rows")
     if rows.dim() != 2 or rows.shape[1] != model.n_visible:
         raise ValueError(
             f"rows must have shape (n, {model.n_visible}), one column for each visible unit, got "

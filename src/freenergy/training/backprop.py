@@ -95,15 +95,41 @@ class Backpropagation:
 def mean_cross_entropy(
     model: nn.Module, batch: LabelledBatch, *, input_dropout: float = 0.0
 ) -> Tensor:
-    r"""Mean of :math:`-\ln p(y \mid x)` of the labelled rows, of a model that returns logits.
+    r"""Mean of :math:`-\ln p(y \mid x)` times the weight, of a model that returns logits.
 
-    .. math:: \frac{\sum_i w_i\,(-\ln p(y_i \mid x_i))}{\sum_i w_i}
+    .. math:: \frac1n \sum_{i=1}^n w_i\,(-\ln p(y_i \mid x_i))
 
-    Rows whose label is -1 are passed over; where all are, the loss is zero. ``input_dropout`` is
-    the share of the values in the rows that are set to zero, the others scaled up.
+    over the *n* rows that have a label. Where the weights of all rows of an epoch have a mean of
+    one, the batches' gradients average to that of the weighted mean of all.
+
+    Parameters
+    ----------
+    model : nn.Module
+        From rows of shape (n, n_features) to logits of shape (n, n_classes).
+    batch : LabelledBatch
+        Rows whose label is -1 are passed over; where all are, the loss is zero.
+    input_dropout : float, default=0.0
+        Share of the values in the rows that are set to zero, the others scaled up.
+
+    Returns
+    -------
+    Tensor of shape ()
+        In nats.
+
+    Examples
+    --------
+    Equal logits for two classes:
+
+    >>> import torch
+    >>> from freenergy.training import LabelledBatch
+    >>> batch = LabelledBatch(torch.ones(2, 3), torch.tensor([0, 1]), torch.tensor([1.5, 0.5]))
+    >>> loss = mean_cross_entropy(lambda rows: torch.zeros(len(rows), 2), batch)
+    >>> bool(torch.isclose(loss, torch.tensor(2.0).log()))
+    True
     """
     labelled = batch.labels >= 0
     rows = dropout(batch.rows[labelled], input_dropout, training=input_dropout > 0)
     losses = cross_entropy(model(rows), batch.labels[labelled], reduction="none")
-    weights = torch.ones_like(losses) if batch.weights is None else batch.weights[labelled]
-    return (weights * losses).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
+    if batch.weights is not None:
+        losses = losses * batch.weights[labelled]
+    return losses.sum() / max(1, len(losses))

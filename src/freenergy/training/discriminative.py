@@ -122,9 +122,12 @@ class _Phase:
 class DiscriminativeGradient:
     r"""Gradient of the objective that ``options`` names, for one :class:`DiscriminativeRBM`.
 
-    For a batch of rows with weights :math:`w_i` it is that of
-    :math:`\sum_i w_i \ell_i / \sum_i w_i`, where :math:`\ell_i` is the loss of one row. A row
-    without a label has no discriminative loss, but counts in the mean.
+    For a batch of *n* rows with weights :math:`w_i` it is that of
+    :math:`\frac1n \sum_i w_i \ell_i`, where :math:`\ell_i` is the loss of one row: over the batches
+    of an epoch these add up to the gradient of the weighted loss of all rows. (The mean
+    :math:`\sum_i w_i \ell_i / \sum_i w_i` of a batch does not: it takes weight from the heavy rows,
+    which bring much of it with them.) A row without a label has no discriminative loss, but counts
+    in *n*.
 
     Parameters
     ----------
@@ -178,8 +181,7 @@ class DiscriminativeGradient:
         """
         rows, labels, weights = batch
         weights = rows.new_ones(len(rows)) if weights is None else weights.to(rows)
-        # A batch without any weight has no gradient, and none that is not a number.
-        share = weights / weights.sum().clamp(min=torch.finfo(rows.dtype).tiny)
+        share = weights / len(rows)
         factors = self._discriminative, self._generative
         phases = []
         if self.options.input_dropout and self._discriminative > 0:

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from freenergy.models.vae import VAE, VariationalFreeEnergy, linear_layers
+from freenergy.arrays import as_matrix, as_tensor
+from freenergy.models.mlp import linear_layers
+from freenergy.models.vae import VAE, VariationalFreeEnergy
 from freenergy.random import RandomStream
 from freenergy.training.options import LoopOptions, check_whole
 from freenergy.training.rows import Rows
@@ -93,6 +96,15 @@ def initialize_variational(
     ----------
     Glorot, Bengio, *Understanding the difficulty of training deep feedforward neural networks*,
     AISTATS 2010.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from freenergy.training.rows import as_rows
+    >>> vae, rows = VAE(4, 2), as_rows(torch.eye(4), like=torch.empty(0))
+    >>> initialize_variational(vae, rows, RandomStream(0))
+    >>> vae.decoder[-1].bias.sigmoid()
+    tensor([0.3333, 0.3333, 0.3333, 0.3333], grad_fn=<SigmoidBackward0>)
     """
     for layer in linear_layers(model):
         n_out, n_in = layer.weight.shape
@@ -101,7 +113,7 @@ def initialize_variational(
     mean = rows.mean().double()
     last = linear_layers(model.decoder)[-1].bias
     if model.likelihood == "bernoulli":
-        smoothed = (len(rows) * mean.clamp(0.0, 1.0) + 1.0) / (len(rows) + 2.0)
+        smoothed = (rows.total * mean.clamp(0.0, 1.0) + 1.0) / (rows.total + 2.0)
         last.copy_(torch.logit(smoothed))
     else:
         last.copy_(mean)
@@ -192,24 +204,36 @@ class VariationalMonitor:
 
     Parameters
     ----------
-    rows : Tensor of shape (n, n_visible)
+    rows : array-like or Tensor of shape (n, n_visible)
     beta : float, default=1.0
     n_draws : int, default=1
         For each row; the same ones in every reading, so that readings compare.
     suffix : str, default="_held_out"
         Of the names in the history.
+
+    Examples
+    --------
+    >>> import torch
+    >>> sorted(VariationalMonitor(torch.eye(4))(VAE(4, 2)))
+    ['energy_held_out', 'entropy_held_out', 'free_energy_held_out']
     """
 
     def __init__(
-        self, rows: Tensor, *, beta: float = 1.0, n_draws: int = 1, suffix: str = "_held_out"
+        self,
+        rows: ArrayLike | Tensor,
+        *,
+        beta: float = 1.0,
+        n_draws: int = 1,
+        suffix: str = "_held_out",
     ) -> None:
-        self.rows = rows
+        self.rows = as_tensor(rows, "rows")
         self.beta = beta
         self.n_draws = n_draws
         self.suffix = suffix
 
     @torch.no_grad()
     def __call__(self, model: VAE) -> dict[str, float]:
-        random = RandomStream(0, self.rows.device)
-        found = model.free_energy(self.rows, random, self.n_draws, beta=self.beta)
+        rows = as_matrix(self.rows, "rows", model.n_visible, next(model.parameters()))
+        random = RandomStream(0, rows.device)
+        found = model.free_energy(rows, random, self.n_draws, beta=self.beta)
         return {f"{k}{self.suffix}": float(getattr(found, k).double().mean()) for k in _PARTS}
