@@ -5,10 +5,12 @@
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCH := $(VENV)/.installed-bench
+PEERS := $(VENV)/.installed-bench
 
 # No build isolation: an isolated build would fetch its backend past constraints.txt.
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
+# What `make bench` runs; a file of benchmarks/ each.
+BENCH  ?= training perceptron watching
 # A file to each process with one thread: threads of the processes would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
@@ -22,6 +24,7 @@ help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo '  study, test, check and bench pass ARGS on:  make study ARGS="--data mnist"'
+	@echo '  BENCH names one benchmark:  make bench BENCH=training ARGS="--only PTT"'
 	@echo '  PYTHON chooses the interpreter of a new .venv:  make install PYTHON=python3.13'
 
 install: $(STAMP) ## create .venv with freenergy and the tools to work on it
@@ -39,8 +42,8 @@ check: $(STAMP) ## what a change must pass: lint, format, types, tests
 	@$(BIN)/mypy
 	@$(PYTEST) --cov $(ARGS)
 
-bench: $(BENCH) ## measure training against other packages
-	@$(BIN)/python benchmarks/training.py $(ARGS)
+bench: $(PEERS) ## measure training against other packages, and the instrument
+	@for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
 
 clean: ## remove what can be made again; .venv and runs/ stay
 	@rm -rf build dist htmlcov .coverage .coverage.* coverage.xml src/*.egg-info
@@ -64,7 +67,7 @@ $(STAMP): pyproject.toml constraints.txt $(BROKEN)
 	@$(PIP) --no-build-isolation -e '.[dev]'
 	@touch $@
 
-$(BENCH): $(STAMP)
+$(PEERS): $(STAMP)
 	@echo 'Installing the packages that the benchmark compares with.'
 	@$(PIP) --no-build-isolation -e '.[bench]'
 	@touch $@

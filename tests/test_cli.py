@@ -6,8 +6,10 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +94,7 @@ def studied(data, tmp_path_factory) -> Path:
     return path
 
 
-STUDY = ("study", "--epochs", "2", "--seeds", "2", "--hidden", "4")
+STUDY = ("study", "--epochs", "2", "--seeds", "2", "--hidden", "4", "--jobs", "1")
 
 
 def assert_one_line(result: Result, *words: str, code: int = 2) -> None:
@@ -203,6 +205,7 @@ def test_every_option_of_train_reaches_the_run(run, data):
         "--chains": 9,
         "--order": 1,
         "--damping": 0.3,
+        "--updates-per-epoch": 3,
         "--beta": 1.5,
         "--weight-constraint": "l2",
         "--max-norm": 0.8,
@@ -223,11 +226,82 @@ def test_every_option_of_train_reaches_the_run(run, data):
     assert (found.weight_constraint, found.max_norm) == ("l2", 0.8)
     assert (config.n_hidden, config.seed, config.dtype) == (3, 5, "float64")
     assert (config.visible, config.hidden) == ("spin", "spin")
-    assert found.optimizer == "rmsprop"
+    assert (found.optimizer, found.updates_per_epoch) == ("rmsprop", 3)
     assert run("train", "--schedule", "cosine", *TRAIN[1:], "--data", data, "--out", "2").code == 0
     assert RunDirectory("2").config().options.schedule == "cosine"
     left = TrainingOptions().to_dict().items() & found.to_dict().items()
     assert {name for name, _ in left} == {"schedule"}, "an option that the command line lacks"
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    """The same patterns in a folder of three .npy shards."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for k, part in enumerate(np.array_split(patterns(300, 1)[0].astype(np.uint8), 3)):
+        np.save(folder / f"part-{k}.npy", part)
+    return folder
+
+
+def test_a_folder_of_shards_is_trained_measured_and_resumed_to_the_same_bits(run, shards):
+    once = run(*TRAIN, "--data", shards, "--out", "once")
+    assert once.code == 0, once.err
+    config = RunDirectory("once").config()
+    assert config.data["name"] == str(shards)
+    assert config.n_visible == 6
+    last = RunDirectory("once").history()[-1]
+    assert last["pseudo_likelihood_held_out"] > -6 * np.log(2)
+    assert run(*TRAIN[:3], "--epochs", 1, *TRAIN[5:], "--data", shards, "--out", "b").code == 0
+    resumed = run("train", "--resume", "b", "--epochs", 2)
+    assert resumed.code == 0, resumed.err
+    for p, q in zip(load_model("once").parameters(), load_model("b").parameters(), strict=True):
+        np.testing.assert_array_equal(p.detach(), q.detach())
+    measured = run("evaluate", "once", *QUICK, "--json")
+    assert measured.code == 0, measured.err
+    assert run("evaluate", "once", shards, *QUICK, "--json").code == 0
+
+
+def test_a_broken_shard_stops_the_run_with_its_name_and_keeps_the_checkpoint(run, shards):
+    assert run(*TRAIN, "--data", shards, "--out", "kept").code == 0
+    before = (Path("kept") / "model.safetensors").read_bytes()
+    whole = np.load(shards / "part-1.npy")
+    np.save(shards / "part-1.npy", np.where(whole > 0, np.uint8(7), whole))
+    changed = run("train", "--resume", "kept", "--epochs", 3)
+    assert (changed.code, "is not what the run started with" in changed.err) == (2, True)
+    np.save(shards / "part-1.npy", whole[:, :5])
+    narrow = run(*TRAIN, "--data", shards, "--out", "new")
+    assert narrow.code == 2
+    assert "part-1.npy has rows of shape (5,)" in narrow.err
+    np.save(shards / "part-1.npy", np.where(whole > 0, np.nan, whole).astype(np.float32))
+    assert "part-1.npy has values of type float32" in run("train", "--data", shards).err
+    assert not Path("new").exists()
+    assert (Path("kept") / "model.safetensors").read_bytes() == before
+
+
+def test_stores_and_tables_are_streamed_without_their_labels(run, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    pd = pytest.importorskip("pandas")
+    x, y = patterns(100, 1)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"], file["y"] = x, y
+    (tmp_path / "t").mkdir()
+    names = list("abcdef")
+    pd.DataFrame(x, columns=names).assign(y=y).to_parquet(tmp_path / "t" / "0.parquet")
+    for k, options in enumerate(
+        [
+            ("--data", f"{tmp_path / 'x.h5'}:/x"),
+            ("--data", tmp_path / "x.h5", "--labels", "y"),
+            ("--data", tmp_path / "t", "--labels", "y"),
+        ]
+    ):
+        found = run(*TRAIN, *options, "--out", k)
+        assert found.code == 0, found.err
+    models = [list(load_model(str(k)).parameters()) for k in range(3)]
+    for other in models[1:]:
+        for p, q in zip(models[0], other, strict=True):
+            np.testing.assert_array_equal(p.detach(), q.detach())
+    assert "x.h5 holds /x, /y; name the array" in run("train", "--data", tmp_path / "x.h5").err
+    assert "no effect" in run("train", "--data", "digits", "--labels", "y").err
 
 
 def test_a_run_finds_a_new_folder_without_a_name(run, data):
@@ -823,7 +897,7 @@ def test_a_study_trains_every_method_and_prints_its_report(studied, run, data, n
     runs = sorted(path.name for path in studied.iterdir() if path.is_dir())
     methods = ("cd", "emf-naive", "emf-tap2", "emf-tap3", "pcd", "ptt")
     learned = sorted(f"{name}-seed{seed}" for name in methods for seed in (0, 1))
-    assert runs == sorted([*learned, "conjecture"])
+    assert runs == sorted([*learned, "conjecture", "depth"])
     assert (studied / "report.html").exists()
     assert (studied / "landscape.json").exists()
     accuracy = json.loads((studied / "accuracy.json").read_text())
@@ -835,7 +909,7 @@ def test_a_study_trains_every_method_and_prints_its_report(studied, run, data, n
     # The same command again reads what is there.
     (studied / "report.html").unlink()
     result = run(*STUDY, "--data", data, "--out", studied)
-    assert (result.code, result.err.count("epochs")) == (0, 0)
+    assert (result.code, result.err) == (0, "")
     verdict, conjecture, path = result.out.splitlines()
     assert conjecture.startswith("The conjecture that backprop lowers the free energy: ")
     assert path == f"report: {studied / 'report.html'}"
@@ -878,10 +952,85 @@ def test_an_unfinished_study_goes_on_where_it_stopped(run, data, studied, monkey
     assert result.code == 130
     last = result.err.splitlines()[-1]
     assert last == "freenergy: interrupted: go on with the same command and --out 'my study'"
-    assert_one_line(run("report", "my study"), "is not complete; go on with")
-    done = {p: p.stat().st_mtime_ns for p in Path("my study").glob("cd-seed*/model.safetensors")}
-    assert len(done) == 2
+    done = models_of("my study")
+    assert len(done) > 2
+    # What is finished is shown, and the rest is named.
+    assert run("report", "my study").out == "report: my study/report.html\n"
+    page = Path("my study/report.html").read_text()
+    assert "Not finished" in page
+    assert "PCD with seed 1" in page
     assert run(*arguments).code == 0
-    assert {p: p.stat().st_mtime_ns for p in done} == done
+    assert "Not finished" not in Path("my study/report.html").read_text()
+    finished = models_of("my study")
+    # But for the last, which was in training.
+    assert sum(finished[path] == time for path, time in done.items()) >= len(done) - 1
     for path in sorted(studied.glob("*-seed*")):
         assert_same_model(Path("my study") / path.name, path)
+
+
+def models_of(study: str) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in Path(study).glob("*-seed*/model.safetensors")}
+
+
+def test_a_report_of_a_study_with_nothing_done_says_how_to_go_on(studied, run, tmp_path):
+    (tmp_path / "study").mkdir()
+    shutil.copy(studied / "study.json", tmp_path / "study")
+    assert_one_line(run("report", tmp_path / "study"), "has nothing to show yet; run it again")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+def test_ctrl_c_stops_all_processes_of_a_study(data, tmp_path):
+    """In a process group of its own, where SIGINT reaches the workers too, as from a terminal."""
+    command = [
+        sys.executable,
+        "-m",
+        "freenergy",
+        *STUDY[:-1],
+        "2",
+        "--data",
+        data,
+        "--out",
+        "study",
+    ]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*map(str, command), "--epochs", "100000"],
+            stderr=file,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: len(list(tmp_path.glob("study/*-seed*/metrics.jsonl"))) == 2, process)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+        wait_until(lambda: not group_is_alive(process.pid))
+    finally:
+        process.kill()
+    assert log.read_text().splitlines()[-1] == (
+        "freenergy: interrupted: go on with the same command and --out study"
+    )
+    assert "Traceback" not in log.read_text()
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
+    end = time.monotonic() + 120
+    while not reached():
+        assert time.monotonic() < end
+        assert process is None or process.poll() is None
+        time.sleep(0.05)
+
+
+def group_is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_a_study_needs_a_process(run, jobs):
+    assert_one_line(run(*STUDY[:-1], jobs), f"--jobs must be at least 1, got {jobs}")

@@ -328,9 +328,27 @@ def test_an_interrupted_training_leaves_no_file(copied, dataset, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run(dataset(), copied, binarize=0.5)
     assert not path.exists()
-    with pytest.raises(RunError, match=r"not complete \(pcd-seed1\.json is missing\)"):
+    study = read_conjecture(copied)
+    assert study.missing == "PCD with seed 1"
+    assert study.settings == dataclasses.replace(SETTINGS, seeds=(0,))
+    assert all(len(s.trained) == len(s.walk) == 1 for s in study.stations)
+    assert run(dataset(), copied, binarize=0.5).missing == ""
+
+
+def test_a_net_without_its_controls_is_not_shown(copied):
+    (copied / "tied-unrolled-net-shuffled-seed0.json").unlink()
+    study = read_conjecture(copied)
+    assert study.missing == "Tied unrolled net with seed 0"
+    assert "Tied unrolled net" not in {station.name for station in study.stations}
+    assert {len(station.trained) for station in study.stations} == {2}
+    assert verdict(study).text.startswith(("No", "Yes", "These runs cannot tell"))
+
+
+def test_a_study_with_nothing_to_show_says_how_to_go_on(copied):
+    for path in copied.glob("*-seed0.json"):
+        path.unlink()
+    with pytest.raises(RunError, match="has nothing to show yet; run it again with the same"):
         read_conjecture(copied)
-    assert run(dataset(), copied, binarize=0.5).exact
 
 
 def test_large_models_are_judged_by_the_mean_field_and_only_where_it_is_trusted(dataset, tmp_path):

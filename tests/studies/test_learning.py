@@ -347,33 +347,95 @@ def test_a_folder_without_a_study_is_named(tmp_path):
         read_learning(tmp_path)
 
 
-@pytest.mark.parametrize("stage", ["one run", "no run", "part of a run"])
-def test_an_incomplete_study_says_how_to_go_on(copied, dataset, stage, monkeypatch):
-    if stage == "one run":
-        shutil.rmtree(copied / "pcd-seed1")
-    elif stage == "no run":
-        for path in copied.glob("*-seed*"):
-            shutil.rmtree(path)
-    else:
-        stop_after_one_epoch(copied / "pcd-seed1", dataset(), monkeypatch)
-    with pytest.raises(RunError, match=r"is not complete; go on with 'freenergy study --out .*'"):
+def test_an_incomplete_study_shows_what_every_method_has(copied, finished):
+    shutil.rmtree(copied / "pcd-seed1")
+    study, whole = read_learning(copied), read_learning(finished)
+    assert study.missing == "PCD with seed 1"
+    assert whole.missing == ""
+    assert study.settings == dataclasses.replace(SETTINGS, seeds=(0,))
+    assert [m.name for m in study.methods] == list(METHODS)
+    for one, other in zip(study.methods, whole.methods, strict=True):
+        assert one.histories == other.histories[:1]
+        assert one.assessment == other.assessment
+
+
+def test_a_method_without_its_first_seed_is_not_shown(copied):
+    shutil.rmtree(copied / "pcd-seed0")
+    study = read_learning(copied)
+    assert study.missing == "PCD with seed 0"
+    assert [m.name for m in study.methods] == [name for name in METHODS if name != "PCD"]
+    assert all(len(m.histories) == 2 for m in study.methods)
+
+
+def test_a_study_with_nothing_to_show_says_how_to_go_on(copied):
+    for path in copied.glob("*-seed0"):
+        shutil.rmtree(path)
+    with pytest.raises(RunError, match=r"has nothing to show yet; run it again with the same"):
         read_learning(copied)
+
+
+def test_a_run_that_was_interrupted_is_not_shown_and_ends_as_one_left_alone(
+    copied, finished, dataset, monkeypatch
+):
+    stop_after_one_epoch(copied / "pcd-seed1", dataset(), monkeypatch)
+    assert read_learning(copied).missing == "PCD with seed 1"
+    again = run(dataset(), copied, binarize=0.5)
+    assert_same_bits(again, read_learning(finished))
 
 
 def stop_after_one_epoch(path, dataset, monkeypatch):
     shutil.rmtree(path)
+    updates = []
 
-    class Stop(Exception):
-        pass
+    def stop(self, batch):
+        if len(updates) == len(dataset.x_train) // SETTINGS.batch_size:
+            raise KeyboardInterrupt
+        updates.append(update(self, batch))
 
-    def stop(record):
-        raise Stop
-
+    update = Trainer.update
     with monkeypatch.context() as patch:
-        patch.setattr(learning, "describe", stop)
-        with pytest.raises(Stop):
+        patch.setattr(Trainer, "update", stop)
+        with pytest.raises(KeyboardInterrupt):
             run(dataset, path.parent, binarize=0.5)
     assert len(RunDirectory(path).history()) == 1
+
+
+def assert_same_bits(study, other):
+    for mine, theirs in zip(study.methods, other.methods, strict=True):
+        assert timeless(mine.histories) == timeless(theirs.histories)
+        assert mine.accuracy == theirs.accuracy
+        assert_array_equal(mine.samples, theirs.samples)
+
+
+def timeless(histories):
+    return [[r | {"seconds": 0.0} for r in history] for history in histories]
+
+
+def test_a_killed_training_loses_no_more_than_the_last_readings(dataset, tmp_path):
+    """Checkpoints are as rare as readings; all that a run stores stays whole."""
+    settings = dataclasses.replace(SETTINGS, methods=("CD",), seeds=(0,), n_epochs=45)
+    whole = run(dataset(labels=False), tmp_path / "whole", settings)
+    saved = []
+    save = RunDirectory.save
+
+    class Killed(BaseException):
+        pass
+
+    def kill(self, trainer):
+        if len(saved) == 4:
+            raise Killed
+        saved.append(trainer.epoch)
+        save(self, trainer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "save", kill)
+        with pytest.raises(Killed):
+            run(dataset(labels=False), tmp_path / "killed", settings)
+    assert saved == [0, 2, 4, 6]
+    again = run(dataset(labels=False), tmp_path / "killed", settings)
+    assert_same_bits(again, whole)
+    lines = (tmp_path / "killed" / "cd-seed0" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 46))
 
 
 @pytest.mark.parametrize(

@@ -11,20 +11,18 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
-from sklearn.utils.multiclass import type_of_target
 from torch import Tensor
 from torch.nn.utils import skip_init
 
-from freenergy.data import DataError, Dataset
+from freenergy.data import Dataset
 from freenergy.files import as_json, write_atomically
 from freenergy.models import RBM
 from freenergy.progress import Reporter
@@ -36,16 +34,18 @@ from freenergy.studies.conjecture_claims import (
     station_claims,
 )
 from freenergy.studies.conjecture_readings import Reader, random_step
-from freenergy.studies.results import split_held_out
+from freenergy.studies.folder import Plan, claim, finished, read_plan
+from freenergy.studies.labelled import split_labelled
+from freenergy.studies.parallel import Job, run_jobs
 from freenergy.studies.stations import STATIONS, Station, StationOptions, Step
 from freenergy.studies.verdict import Judgement, Status, judge_all
-from freenergy.training import DivergenceError, LabelledRows, RunError, as_rows, initialize
-from freenergy.training.run import versions
+from freenergy.training import DivergenceError, LabelledRows, RunError, initialize
 from freenergy.training.trainer import has_diverged
 
 __all__ = [
     "ConjectureSettings",
     "ConjectureStudy",
+    "conjecture_trainings",
     "read_conjecture",
     "run_conjecture",
 ]
@@ -122,6 +122,8 @@ class ConjectureStudy:
     stations : list of StationResult
     versions : dict of str
     command : str
+    missing : str
+        What of the study is not done yet, in words; ``settings`` are those of the rest.
     """
 
     data: dict[str, Any]
@@ -129,6 +131,7 @@ class ConjectureStudy:
     stations: list[StationResult]
     versions: dict[str, str]
     command: str = ""
+    missing: str = ""
 
     @property
     def exact(self) -> bool:
@@ -173,20 +176,12 @@ class ConjectureStudy:
 # ---- running -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What a study folder was started for, so that it is only continued for the same."""
-
-    data: dict[str, Any]
-    settings: ConjectureSettings
-    command: str = field(compare=False, default="")
-
-
 def run_conjecture(
     dataset: Dataset,
     directory: str | os.PathLike[str],
     settings: ConjectureSettings | None = None,
     *,
+    n_jobs: int | None = None,
     reporter: Reporter | None = None,
     command: str = "",
     binarize: float | None = None,
@@ -204,6 +199,9 @@ def run_conjecture(
     directory : path-like
     settings : ConjectureSettings, default=None
         None takes those that fit the data.
+    n_jobs : int, default=None
+        Processes, see :func:`~freenergy.studies.parallel.run_jobs`; the result does not depend
+        on it.
     reporter : Reporter, default=None
     command : str
         For the record.
@@ -225,8 +223,27 @@ def run_conjecture(
     RunError
         When the folder holds another study.
     """
-    directory, reporter = Path(directory), reporter or Reporter()
     settings = settings or ConjectureSettings.for_data(dataset)
+    record: dict[str, Any] = {"command": command, "binarize": binarize, "source": source}
+    jobs = conjecture_trainings(dataset, directory, settings, **record)
+    run_jobs(jobs, "trainings", n_jobs=n_jobs, reporter=reporter)
+    return read_conjecture(directory)
+
+
+def conjecture_trainings(
+    dataset: Dataset,
+    directory: str | os.PathLike[str],
+    settings: ConjectureSettings,
+    *,
+    command: str = "",
+    binarize: float | None = None,
+    source: str | None = None,
+) -> list[Job]:
+    """Start a study in a folder, or go on with it: the trainings that are not finished.
+
+    The parameters are those of :func:`run_conjecture`.
+    """
+    directory = Path(directory)
     train, held_out, n_classes = _labelled(dataset, settings.n_rows)
     data = {
         "name": source or dataset.name,
@@ -237,18 +254,23 @@ def run_conjecture(
         "n_visible": train.width,
         "n_classes": n_classes,
     }
-    _claim_folder(directory, _Plan(data, settings, command))
+    claim(directory, Plan("conjecture", data, settings, command))
+    jobs = []
     for seed in settings.seeds:
         for name, shuffled in _trainings(settings):
             path = _path(directory, name, seed, shuffled)
-            if path.exists():
-                continue
-            run = _Run(name, seed, shuffled, train, held_out, n_classes, settings)
-            label = f"{name}{', ' + SHUFFLED if shuffled else ''}, seed {seed}"
-            with reporter.task(label, settings.n_epochs, "epochs") as advance:
-                found = run.readings(advance)
-            write_atomically(path, json.dumps(as_json(found), allow_nan=False) + "\n")
-    return read_conjecture(directory)
+            if not path.exists():
+                of = (name, seed, shuffled, train, held_out, n_classes, settings)
+                label = f"{name}{', ' + SHUFFLED if shuffled else ''}, seed {seed}"
+                jobs.append(Job(label, partial(_train_one, path.absolute(), *of)))
+    return jobs
+
+
+def _train_one(path: Path, *of: Any) -> str:
+    """Train one station, store its readings, and say what the last was."""
+    found = _Run(*of).readings()
+    write_atomically(path, json.dumps(as_json(found), allow_nan=False) + "\n")
+    return _describe(found["trained"][-1])
 
 
 def _trainings(settings: ConjectureSettings) -> Iterator[tuple[str, bool]]:
@@ -260,39 +282,9 @@ def _trainings(settings: ConjectureSettings) -> Iterator[tuple[str, bool]]:
 
 
 def _labelled(dataset: Dataset, n_rows: int | None) -> tuple[LabelledRows, LabelledRows, int]:
-    """Rows to learn from and held-out rows with their classes, and the number of classes."""
-    y, y_test = dataset.y_train, dataset.y_test
-    if y is None or (dataset.x_test is not None and y_test is None):
-        raise DataError(
-            f"{dataset.name} has no labels; this study trains classifiers, so choose data with "
-            "labels or name their column"
-        )
-    if np.ndim(y) != 1 or type_of_target(y) not in ("binary", "multiclass"):
-        raise DataError(
-            f"the labels of {dataset.name} are no classes ({type_of_target(y)}); this study "
-            "trains classifiers"
-        )
-    x, x_held_out = split_held_out(dataset)
-    if y_test is None:
-        # As split_held_out splits the rows.
-        y, y_test = train_test_split(y, test_size=0.2, random_state=0)
-    classes = np.unique(y)
-    if len(classes) < 2:
-        raise DataError(f"all rows of {dataset.name} have the label {classes[0]}; two are needed")
-    train, held_out = _mixed(x, y, classes), _mixed(x_held_out, y_test, classes)
-    return train.part(torch.arange(len(train))[:n_rows]), held_out, len(classes)
-
-
-def _mixed(x: np.ndarray, y: np.ndarray, classes: np.ndarray) -> LabelledRows:
-    """Rows in random order, since files are often sorted and only the first are read.
-
-    Labels are places in the list of classes; -1 is one that was not met in training.
-    """
-    order = np.random.default_rng(0).permutation(len(y))
-    place = np.searchsorted(classes, y[order]).clip(max=len(classes) - 1)
-    labels = np.where(classes[place] == y[order], place, -1)
-    rows = torch.from_numpy(x[order])
-    return LabelledRows(as_rows(rows, rows), torch.from_numpy(labels))
+    """Rows to learn from, at most ``n_rows``, held-out rows, and the number of classes."""
+    train, held_out, n_classes = split_labelled(dataset)
+    return train.part(torch.arange(len(train))[:n_rows]), held_out, n_classes
 
 
 class _Run:
@@ -332,7 +324,7 @@ class _Run:
         )
         return STATIONS[self.name].build(rbm, n_classes, options, _stream(seed, _STATION))
 
-    def readings(self, advance: Callable[[int, str], None]) -> dict[str, Any]:
+    def readings(self) -> dict[str, Any]:
         """Train to the end, reading on the way."""
         before = self.station.rbm()
         walker, seconds = self.station.rbm(), 0.0
@@ -350,7 +342,6 @@ class _Run:
                     _walk(walker, before, after, self.walk)
                     walked.append(self._read_walk(walker, epoch))
                 before = after
-            advance(1, _describe(history[-1]))
         return {"trained": history} | ({} if self.walk is None else {"walk": walked})
 
     def _train_epoch(self, epoch: int) -> None:
@@ -405,44 +396,7 @@ def _path(directory: Path, name: str, seed: int, shuffled: bool) -> Path:
     return directory / f"{short}{'-shuffled' if shuffled else ''}-seed{seed}.json"
 
 
-def _claim_folder(directory: Path, plan: _Plan) -> None:
-    path = directory / "study.json"
-    if (directory / "run.json").exists():
-        raise RunError(f"{directory} holds a run; choose another folder with --out")
-    if path.exists():
-        if _read_plan(path)[0] != plan:
-            raise RunError(
-                f"{directory} holds a study of other data or settings; choose another folder "
-                "with --out"
-            )
-        return
-    values = {**dataclasses.asdict(plan), "study": "conjecture", "versions": versions()}
-    write_atomically(path, json.dumps(values, indent=2) + "\n")
-
-
-def _read_plan(path: Path) -> tuple[_Plan, dict[str, str]]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["study"] != "conjecture":
-            raise RunError(f"{path.parent} holds another study, {values['study']!r}")
-        settings: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values["settings"].items()
-        }
-        plan = _Plan(values["data"], ConjectureSettings(**settings), values["command"])
-        return plan, values["versions"]
-    except RunError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error})") from error
-
-
 def _read_run(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise RunError(
-            f"the study in {path.parent} is not complete ({path.name} is missing); run it again "
-            "with the same options, and it goes on"
-        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         histories = [values["trained"], *([values["walk"]] if "walk" in values else [])]
@@ -454,7 +408,7 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 
 def read_conjecture(directory: str | os.PathLike[str]) -> ConjectureStudy:
-    """The result of a study from its folder.
+    """The result of a study from its folder, as far as it is finished.
 
     Parameters
     ----------
@@ -463,29 +417,39 @@ def read_conjecture(directory: str | os.PathLike[str]) -> ConjectureStudy:
     Returns
     -------
     ConjectureStudy
+        Its ``missing`` says what is not done.
 
     Raises
     ------
     RunError
-        When the folder holds no study, or not a complete and undamaged one.
+        When the folder holds no study, nothing finished, or something damaged.
     """
     directory = Path(directory)
-    if not (directory / "study.json").is_file():
-        raise RunError(f"{directory} holds no study (there is no study.json in it)")
-    plan, versions = _read_plan(directory / "study.json")
-    stations = []
-    for name in plan.settings.stations:
-        kind, seeds = STATIONS[name], plan.settings.seeds
-        runs = [_read_run(_path(directory, name, seed, False)) for seed in seeds]
-        others = seeds if kind.backpropagation else ()
-        shuffled = [_read_run(_path(directory, name, seed, True))["trained"] for seed in others]
-        stations.append(
-            StationResult(
-                name,
-                kind.backpropagation,
-                [run["trained"] for run in runs],
-                [run["walk"] for run in runs],
-                shuffled,
-            )
-        )
-    return ConjectureStudy(plan.data, plan.settings, stations, versions, plan.command)
+    plan = read_plan(directory, "conjecture", ConjectureSettings)
+
+    def is_done(name: str, seed: int) -> bool:
+        kinds = (False, True) if STATIONS[name].backpropagation else (False,)
+        return all(_path(directory, name, seed, shuffled).exists() for shuffled in kinds)
+
+    done = finished(directory, plan.settings.stations, plan.settings.seeds, is_done)
+    return ConjectureStudy(
+        plan.data,
+        dataclasses.replace(plan.settings, stations=done.names, seeds=done.seeds),
+        [_read_station(directory, name, done.seeds) for name in done.names],
+        plan.versions,
+        plan.command,
+        done.missing,
+    )
+
+
+def _read_station(directory: Path, name: str, seeds: tuple[int, ...]) -> StationResult:
+    kind = STATIONS[name]
+    runs = [_read_run(_path(directory, name, seed, False)) for seed in seeds]
+    others = seeds if kind.backpropagation else ()
+    return StationResult(
+        name,
+        kind.backpropagation,
+        [run["trained"] for run in runs],
+        [run["walk"] for run in runs],
+        [_read_run(_path(directory, name, seed, True))["trained"] for seed in others],
+    )

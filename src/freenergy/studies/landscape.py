@@ -16,8 +16,8 @@ import torch
 
 from freenergy.files import write_atomically
 from freenergy.models import RBM
-from freenergy.progress import Reporter
 from freenergy.report import Curve, LineChart, Section, Table
+from freenergy.studies.parallel import one_thread
 from freenergy.thermodynamics import landscape
 from freenergy.training import RunError
 
@@ -34,7 +34,6 @@ def run_landscape(
     *,
     temperatures: Sequence[float] = _TEMPERATURES,
     n_starts: int = 200,
-    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Count minima and states from rows of the data, unless a file holds that already.
 
@@ -48,7 +47,6 @@ def run_landscape(
         Where to store the counts.
     temperatures : sequence of float
     n_starts : int, default=200
-    reporter : Reporter, default=None
 
     Returns
     -------
@@ -62,10 +60,9 @@ def run_landscape(
     """
     path = Path(path)
     if not path.exists():
-        with (reporter or Reporter()).task("minima and mean-field states", 1, "models") as advance:
+        with one_thread():
             found = landscape(model, temperatures, order=_ORDER, n_starts=n_starts, rows=rows)
-            write_atomically(path, json.dumps(found.to_dict(), allow_nan=False) + "\n")
-            advance(1)
+        write_atomically(path, json.dumps(found.to_dict(), allow_nan=False) + "\n")
     return read_landscape(path)
 
 

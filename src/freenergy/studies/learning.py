@@ -7,10 +7,12 @@ Where the model is small enough, the judge is the exact likelihood of held-out r
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from freenergy.files import write_atomically
 from freenergy.models import RBM
 from freenergy.progress import Reporter
 from freenergy.studies.assessment import Assessment, assess
+from freenergy.studies.folder import Plan, claim, finished, read_plan
+from freenergy.studies.parallel import Job, one_thread, run_jobs
 from freenergy.studies.results import MethodResult, describe, filters, samples, split_held_out
 from freenergy.thermodynamics import RBMMonitor, TemperatureMonitor
 from freenergy.training import (
@@ -35,7 +39,6 @@ from freenergy.training import (
     as_rows,
     load_model,
 )
-from freenergy.training.run import versions
 from freenergy.training.trainer import Monitor
 
 __all__ = [
@@ -43,9 +46,12 @@ __all__ = [
     "LearningSettings",
     "LearningStudy",
     "first_model",
+    "learning_measurements",
+    "learning_trainings",
     "read_assessment",
     "read_learning",
     "run_learning",
+    "score_features",
 ]
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -121,6 +127,10 @@ class LearningStudy:
     methods : list of MethodResult
     versions : dict of str
     command : str
+    pixel_accuracy : float or None
+        Held-out accuracy of logistic regression on the rows themselves.
+    missing : str
+        What of the study is not done yet, in words; ``settings`` are those of the rest.
     """
 
     data: dict[str, Any]
@@ -130,6 +140,7 @@ class LearningStudy:
     versions: dict[str, str]
     command: str = ""
     pixel_accuracy: float | None = None
+    missing: str = ""
 
     @property
     def exact(self) -> bool:
@@ -158,24 +169,12 @@ class LearningStudy:
         return float(gaps.mean()), float(width)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What a study folder was started for, so that it is only continued for the same."""
-
-    data: dict[str, Any]
-    image_shape: tuple[int, ...] | None
-    settings: LearningSettings
-    command: str = field(compare=False, default="")
-
-    def to_json(self, extra: dict[str, Any]) -> str:
-        return json.dumps({**dataclasses.asdict(self), **extra}, indent=2) + "\n"
-
-
 def run_learning(
     dataset: Dataset,
     directory: str | os.PathLike[str],
     settings: LearningSettings | None = None,
     *,
+    n_jobs: int | None = None,
     reporter: Reporter | None = None,
     command: str = "",
     binarize: float | None = None,
@@ -193,6 +192,9 @@ def run_learning(
     directory : path-like
     settings : LearningSettings, default=None
         None takes those that fit the data.
+    n_jobs : int, default=None
+        Processes, see :func:`~freenergy.studies.parallel.run_jobs`; the result does not depend
+        on it.
     reporter : Reporter, default=None
     command : str
         For the record.
@@ -210,8 +212,29 @@ def run_learning(
     RunError
         When the folder holds another study.
     """
-    directory, reporter = Path(directory), reporter or Reporter()
     settings = settings or LearningSettings.for_data(dataset)
+    record: dict[str, Any] = {"command": command, "binarize": binarize, "source": source}
+    pool: dict[str, Any] = {"n_jobs": n_jobs, "reporter": reporter}
+    run_jobs(learning_trainings(dataset, directory, settings, **record), "trainings", **pool)
+    run_jobs(learning_measurements(dataset, directory, settings), "measurements", **pool)
+    score_features(dataset, directory, settings, reporter)
+    return read_learning(directory)
+
+
+def learning_trainings(
+    dataset: Dataset,
+    directory: str | os.PathLike[str],
+    settings: LearningSettings,
+    *,
+    command: str = "",
+    binarize: float | None = None,
+    source: str | None = None,
+) -> list[Job]:
+    """Start a study in a folder, or go on with it: the trainings that are not finished.
+
+    The parameters are those of :func:`run_learning`.
+    """
+    directory = Path(directory)
     train, held_out = split_held_out(dataset)
     data = {
         "name": source or dataset.name,
@@ -222,54 +245,42 @@ def run_learning(
         "n_held_out": len(held_out),
         "n_visible": train.shape[1],
     }
-    _claim(directory, _Plan(data, dataset.image_shape, settings, command))
-    for name in settings.methods:
-        for seed in settings.seeds:
-            _train_one(name, seed, train, held_out, data, directory, settings, reporter, command)
-    for name in settings.methods:
-        if name in settings.assessed:
-            _assess_one(name, train, held_out, directory, settings, reporter)
-    accuracies = _accuracies(dataset, directory, settings, reporter)
-    write_atomically(directory / "accuracy.json", json.dumps(accuracies, indent=2) + "\n")
-    return read_learning(directory)
-
-
-def _claim(directory: Path, plan: _Plan) -> None:
-    path = directory / "study.json"
-    if (directory / "run.json").exists():
-        raise RunError(f"{directory} holds a run; choose another folder with --out")
-    if path.exists():
-        if _read_plan(path)[0] != plan:
-            raise RunError(
-                f"{directory} holds a study of other data or settings; choose another folder "
-                "with --out"
-            )
-        return
-    write_atomically(path, plan.to_json({"study": "learning", "versions": versions()}))
-
-
-def _read_plan(path: Path) -> tuple[_Plan, dict[str, str]]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        settings: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values["settings"].items()
-        }
-        shape = values["image_shape"]
-        plan = _Plan(
-            values["data"],
-            None if shape is None else tuple(shape),
-            LearningSettings(**settings),
-            values["command"],
+    plan = Plan("learning", data, settings, command)
+    claim(directory, plan)
+    return [
+        Job(
+            f"{name}, seed {seed}",
+            partial(_train_one, name, seed, train, held_out, directory.absolute(), plan),
         )
-        return plan, values["versions"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error})") from error
+        # By seeds, so that an interrupted study has whole comparisons to show.
+        for seed in settings.seeds
+        for name in settings.methods
+        if not _is_trained(directory, settings, name, seed)
+    ]
+
+
+def learning_measurements(
+    dataset: Dataset, directory: str | os.PathLike[str], settings: LearningSettings
+) -> list[Job]:
+    """The assessments of trained models that are not done yet."""
+    train, held_out = split_held_out(dataset)
+    jobs = []
+    for name in settings.methods:
+        path = _run_path(Path(directory), name, settings.seeds[0]).absolute()
+        if name in settings.assessed and not RunDirectory(path).assessment_path.exists():
+            work = partial(_assess_one, name, train, held_out, path, settings.time_budget)
+            jobs.append(Job(f"assessing {name}", work))
+    return jobs
 
 
 def _run_path(directory: Path, name: str, seed: int) -> Path:
     short = name.lower().replace(" ", "-").replace("(", "").replace(")", "")
     return directory / f"{short}-seed{seed}"
+
+
+def _is_trained(directory: Path, settings: LearningSettings, name: str, seed: int) -> bool:
+    run = RunDirectory(_run_path(directory, name, seed))
+    return run.checkpoint_path.exists() and len(run.history()) >= settings.n_epochs
 
 
 def first_model(directory: str | os.PathLike[str], settings: LearningSettings, name: str) -> RBM:
@@ -282,12 +293,11 @@ def _train_one(
     seed: int,
     train: np.ndarray,
     held_out: np.ndarray,
-    data: dict[str, Any],
     directory: Path,
-    settings: LearningSettings,
-    reporter: Reporter,
-    command: str,
-) -> None:
+    plan: Plan[LearningSettings],
+) -> str:
+    """Train one method with one seed, and say how well that went."""
+    settings = plan.settings
     options = TrainingOptions(
         n_epochs=settings.n_epochs,
         batch_size=settings.batch_size,
@@ -295,35 +305,28 @@ def _train_one(
         learning_rate_decay=settings.learning_rate_decay,
         **METHODS[name],
     )
-    config = RunConfig(data, train.shape[1], settings.n_hidden, options, seed, command=command)
-    path = _run_path(directory, name, seed)
-    run = RunDirectory(path)
+    config = RunConfig(
+        plan.data, train.shape[1], settings.n_hidden, options, seed, command=plan.command
+    )
+    run = RunDirectory(_run_path(directory, name, seed))
     if not run.config_path.exists():
-        run = RunDirectory.create(path, config)
+        run = RunDirectory.create(run.path, config)
     rows = as_rows(train, torch.empty(0))
     monitors: list[Monitor] = [RBMMonitor(torch.from_numpy(train), torch.from_numpy(held_out))]
     if seed == settings.seeds[0]:
         monitors.append(TemperatureMonitor(torch.from_numpy(held_out)))
     every = max(1, settings.n_epochs // _N_READINGS)
     trainer = config.build(rows, tuple(monitors), monitor_every=every)
-    run.restore(trainer)
-    label = f"{name}, seed {seed}"
-    with reporter.task(label, settings.n_epochs, "epochs", trainer.epoch) as advance:
-        run.train(trainer, rows, on_epoch=lambda t: advance(1, describe(t.history[-1])))
+    # A training is short beside the study: it may lose what it did since the last reading.
+    run.train(trainer, rows, checkpoint_every=every)
+    return describe(trainer.history[-1])
 
 
 def _assess_one(
-    name: str,
-    train: np.ndarray,
-    held_out: np.ndarray,
-    directory: Path,
-    settings: LearningSettings,
-    reporter: Reporter,
-) -> None:
-    """Assess the first seed of a method, unless that was done."""
-    run = RunDirectory(_run_path(directory, name, settings.seeds[0]))
-    if run.assessment_path.exists():
-        return
+    name: str, train: np.ndarray, held_out: np.ndarray, path: Path, time_budget: float
+) -> str:
+    """Assess a trained method, and say in how many seconds."""
+    run = RunDirectory(path)
     found = assess(
         load_model(run.path),
         torch.from_numpy(train),
@@ -331,10 +334,11 @@ def _assess_one(
         n_steps=METHODS[name]["n_steps"],
         ladder=run.ladder(),
         chains=run.chains(),
-        time_budget=settings.time_budget,
-        reporter=reporter,
+        time_budget=time_budget,
+        reporter=Reporter(io.StringIO()),
     )
     write_atomically(run.assessment_path, found.to_json())
+    return f"in {found.seconds:.1f} s"
 
 
 def read_assessment(run: RunDirectory) -> Assessment | None:
@@ -353,6 +357,20 @@ def read_assessment(run: RunDirectory) -> Assessment | None:
         raise RunError(
             f"{run.assessment_path} is damaged ({error}); delete it and evaluate again"
         ) from error
+
+
+def score_features(
+    dataset: Dataset,
+    directory: str | os.PathLike[str],
+    settings: LearningSettings,
+    reporter: Reporter | None = None,
+) -> None:
+    """Store the accuracies of classifiers on pixels and on features, unless that was done."""
+    path = Path(directory) / "accuracy.json"
+    if set(_read_accuracies(path)) != {"pixels", *settings.methods}:
+        with one_thread():
+            found = _accuracies(dataset, Path(directory), settings, reporter or Reporter())
+        write_atomically(path, json.dumps(found, indent=2) + "\n")
 
 
 def _accuracies(
@@ -395,7 +413,7 @@ def _read_accuracies(path: Path) -> dict[str, float]:
 
 
 def read_learning(directory: str | os.PathLike[str]) -> LearningStudy:
-    """The result of a study from its folder.
+    """The result of a study from its folder, as far as it is finished.
 
     Parameters
     ----------
@@ -404,45 +422,45 @@ def read_learning(directory: str | os.PathLike[str]) -> LearningStudy:
     Returns
     -------
     LearningStudy
+        Its ``missing`` says what is not done.
 
     Raises
     ------
     RunError, CheckpointError
-        When the folder holds no study, or not a complete and undamaged one.
+        When the folder holds no study, nothing finished, or something damaged.
     """
     directory = Path(directory)
-    if not (directory / "study.json").is_file():
-        raise RunError(f"{directory} holds no study (there is no study.json in it)")
-    plan, versions = _read_plan(directory / "study.json")
+    plan = read_plan(directory, "learning", LearningSettings)
+    done = finished(
+        directory,
+        plan.settings.methods,
+        plan.settings.seeds,
+        partial(_is_trained, directory, plan.settings),
+    )
     scores = _read_accuracies(directory / "accuracy.json")
-    methods = []
-    for name in plan.settings.methods:
-        paths = [_run_path(directory, name, seed) for seed in plan.settings.seeds]
-        runs = [RunDirectory(path) for path in paths]
-        histories = [run.history() for run in runs if run.checkpoint_path.exists()]
-        n_done = sum(len(history) >= plan.settings.n_epochs for history in histories)
-        if n_done < len(runs):
-            raise RunError(
-                f"the study in {directory} is not complete; go on with "
-                f"'freenergy study --out {directory}' and its options"
-            )
-        model = load_model(paths[0])
-        methods.append(
-            MethodResult(
-                name,
-                histories,
-                scores.get(name),
-                filters(model),
-                samples(model),
-                read_assessment(runs[0]),
-            )
-        )
+    shape = plan.data["image_shape"]
     return LearningStudy(
         plan.data,
-        plan.image_shape,
-        plan.settings,
-        methods,
-        versions,
+        None if shape is None else tuple(shape),
+        dataclasses.replace(plan.settings, methods=done.names, seeds=done.seeds),
+        [_read_method(directory, name, done.seeds, scores.get(name)) for name in done.names],
+        plan.versions,
         plan.command,
         scores.get("pixels"),
+        done.missing,
+    )
+
+
+def _read_method(
+    directory: Path, name: str, seeds: tuple[int, ...], accuracy: float | None
+) -> MethodResult:
+    runs = [RunDirectory(_run_path(directory, name, seed)) for seed in seeds]
+    model = load_model(runs[0].path)
+    return MethodResult(
+        name,
+        [run.history() for run in runs],
+        accuracy,
+        filters(model),
+        samples(model),
+        read_assessment(runs[0]),
     )

@@ -254,10 +254,14 @@ class RunDirectory:
             ) from error
         return True
 
-    def train(self, trainer: Trainer, rows: Rows, **hooks: Any) -> None:
-        """Train to the end with a checkpoint and a line of metrics after each epoch.
+    def train(
+        self, trainer: Trainer, rows: Rows, *, checkpoint_every: int = 1, **hooks: Any
+    ) -> None:
+        """Train to the end with a line of metrics after each epoch, and a checkpoint.
 
-        Continues from the stored state where there is one. ``hooks`` are those of
+        Continues from the stored state where there is one. ``checkpoint_every`` is the number of
+        epochs that a killed process may lose; whatever else ends the training early is preceded
+        by a checkpoint. ``hooks`` are those of
         :meth:`Trainer.fit <freenergy.training.Trainer.fit>`.
         """
         for leftover in self.path.glob(".*.tmp"):  # of a process killed while it wrote
@@ -266,16 +270,24 @@ class RunDirectory:
             self.save(trainer)
         self._write_metrics(trainer.history)
         on_epoch = hooks.pop("on_epoch", None)
+        stored = trainer.epoch
 
         def after_epoch(trainer: Trainer) -> None:
+            nonlocal stored
             # Of an earlier model, which is no more.
             self.assessment_path.unlink(missing_ok=True)
-            self.save(trainer)
+            if trainer.epoch % checkpoint_every == 0:
+                self.save(trainer)
+                stored = trainer.epoch
             self._append_metrics(trainer.history[-1])
             if on_epoch is not None:
                 on_epoch(trainer)
 
-        trainer.fit(rows, on_epoch=after_epoch, **hooks)
+        try:
+            trainer.fit(rows, on_epoch=after_epoch, **hooks)
+        finally:
+            if trainer.epoch != stored:
+                self.save(trainer)
 
     def ladder(self) -> Ladder | None:
         """The models that training passed through, the last one on top; None where none are kept.
@@ -348,6 +360,17 @@ def load_model(path: str | os.PathLike[str]) -> RBM:
     ------
     CheckpointError
         When the file is missing or damaged; the message names it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import freenergy as fe
+    >>> rbm = fe.BernoulliRBM(3, n_iter=1, random_state=0).fit(np.eye(4))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     rbm.save(f"{folder}/rbm.safetensors")
+    ...     load_model(f"{folder}/rbm.safetensors")
+    RBM(n_visible=4, n_hidden=3, visible='bernoulli', hidden='bernoulli')
     """
     path = Path(path)
     file = path / "model.safetensors" if path.is_dir() else path

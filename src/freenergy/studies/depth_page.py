@@ -1,0 +1,254 @@
+"""The page of the study "depth"."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from scipy.stats import norm
+
+from freenergy.report import Block, Curve, LineChart, Page, Section, Table, Text, Verdict
+from freenergy.studies.blocks import provenance
+from freenergy.studies.depth import DepthStudy
+from freenergy.studies.depth_nets import KINDS, PERCENTILES
+from freenergy.studies.verdict import listed
+from freenergy.thermodynamics.watching.diffusion import compare_growth
+
+__all__ = ["depth_page", "depth_sections", "depth_verdict"]
+
+_Z = float(norm.ppf(PERCENTILES[-1] / 100))
+_CONFIDENCE = 0.999
+
+
+def depth_page(study: DepthStudy) -> Page:
+    """Compose the report of a study from its result."""
+    plan = study.plan
+    return Page(
+        title="Depth",
+        question="What keeps a deep net trainable?",
+        verdict=depth_verdict(study),
+        sections=depth_sections(study),
+        provenance=provenance(plan.data, plan.versions, plan.command, [plan.settings.seed]),
+    )
+
+
+def depth_sections(study: DepthStudy) -> list[Section]:
+    """The evidence, for a page of its own or beside that of other studies."""
+    return [
+        *_race(study),
+        _losses(study),
+        _signal(study),
+        _dropout(study),
+        _batches(study),
+    ]
+
+
+# ---- the verdict ---------------------------------------------------------------------------------
+
+
+def depth_verdict(study: DepthStudy) -> Verdict:
+    """Which of the deepest nets learned, and which stayed at chance."""
+    depth = max(study.settings.depths)
+    nets = {kind: study.net(kind, depth) for kind in KINDS}
+    at_chance = [kind for kind, net in nets.items() if _is_at_chance(net, study)]
+    learned = [
+        f"{kind} ({100 * net['final_accuracy']:.1f} %)"
+        for kind, net in nets.items()
+        if kind not in at_chance
+    ]
+    words = f"On {study.data['name']} with {depth} hidden layers of {study.settings.width}: "
+    words += f"{listed(learned)} learned" if learned else "no net learned"
+    if at_chance:
+        chance = 100 * next(iter(nets.values()))["chance"]
+        words += f"; {listed(at_chance)} stayed at chance ({chance:.1f} %)"
+    words += "."
+    if study.race:
+        results = [
+            f"{kind} reaches {100 * net['final_accuracy']:.2f} % in {sum(net['seconds']):.0f} s"
+            for kind, net in study.race.items()
+        ]
+        words += f" On all {study.data['n_train']} rows, {listed(results)}."
+    words += " Of one seed: nets that all learned are not ranked by this."
+    return Verdict("info", words)
+
+
+def _is_at_chance(net: dict[str, Any], study: DepthStudy) -> bool:
+    """Whether the share of held-out rows that are right could be that of the largest class."""
+    chance, n = net["chance"], study.data["n_held_out"]
+    margin = float(norm.ppf(_CONFIDENCE)) * math.sqrt(chance * (1 - chance) / n)
+    return bool(net["final_accuracy"] <= chance + margin)
+
+
+# ---- sections ------------------------------------------------------------------------------------
+
+
+def _race(study: DepthStudy) -> list[Section]:
+    if not study.race:
+        return []
+    chance = next(iter(study.race.values()))["chance"]
+    epochs = range(1, study.settings.race_epochs + 1)
+    accuracy = [
+        Curve(kind, list(epochs)[: len(net["accuracy"])], _percent(net["accuracy"]))
+        for kind, net in study.race.items()
+    ]
+    level = Curve("chance", [1, len(epochs)], [100 * chance] * 2, dash=True)
+    depth = max(study.settings.depths)
+    return [
+        Section(
+            f"{depth} layers on all rows",
+            [
+                LineChart("Held-out accuracy", "pass", "accuracy (%)", [*accuracy, level]),
+                _loss_chart("Training loss", study.race),
+                Table(
+                    ["net", "accuracy (%)", "seconds", "passes"],
+                    [
+                        [kind, 100 * net["final_accuracy"], sum(net["seconds"]), len(net["loss"])]
+                        for kind, net in study.race.items()
+                    ],
+                ),
+            ],
+            intro=(
+                f"{depth} hidden layers of {study.settings.width} units, Adam at "
+                f"{study.settings.race_rate:g} down to zero along a cosine, batches of "
+                f"{study.settings.batch_size}, one thread."
+            ),
+        )
+    ]
+
+
+def _losses(study: DepthStudy) -> Section:
+    charts: list[Block] = []
+    for depth in sorted(study.settings.depths):
+        curves = []
+        for kind in KINDS:
+            for bound in (False, True):
+                net = study.net(kind, depth, bound)
+                name = "norm held" if bound else "free"
+                curves.append(_curve(name, net["loss"], group=kind, dash=bound))
+        charts.append(LineChart(f"{depth} layers", "pass", "training loss (nats)", curves))
+    rows = []
+    for kind in KINDS:
+        for depth in sorted(study.settings.depths):
+            free, held = study.net(kind, depth), study.net(kind, depth, True)
+            rows.append(
+                [
+                    kind,
+                    depth,
+                    free["spec"]["learning_rate"],
+                    _last(free["loss"]),
+                    100 * free["final_accuracy"],
+                    _last(held["loss"]),
+                    100 * held["final_accuracy"],
+                    free["diverged"] or held["diverged"] or "",
+                ]
+            )
+    columns = ["net", "layers", "rate", "loss", "accuracy (%)"]
+    columns += ["loss, norm held", "accuracy (%), norm held", "remark"]
+    rates = ", ".join(f"{rate:g}" for rate in study.settings.learning_rates)
+    table = Table(columns, rows, caption="After the last pass; accuracy on held-out rows")
+    return Section(
+        "How deep can it be trained?",
+        [*charts, table],
+        intro=(
+            f"Nets of {study.settings.width} units in each hidden layer, Adam with the best of the "
+            f"learning rates {rates} by the last training loss, batches of "
+            f"{study.settings.batch_size}. **Norm held**: after each update the weights of every "
+            "hidden unit are projected on the ball whose radius is the norm of their start, so "
+            "that the temperature of a unit cannot fall."
+        ),
+    )
+
+
+def _signal(study: DepthStudy) -> Section:
+    depth = max(study.settings.depths)
+    charts: list[Block] = []
+    for kind in KINDS:
+        net = study.net(kind, depth)
+        layers = list(range(1, depth + 1))
+        curves = []
+        for name, key in (("at the start", "percentiles_start"), ("trained", "percentiles_end")):
+            low, middle, high = zip(*net[key], strict=True)
+            curves.append(Curve(name, layers, middle, lower=low, upper=high))
+        if net["predicted_deviation"] is not None:
+            for sign in (1, -1):
+                edge = [sign * _Z * s for s in net["predicted_deviation"]]
+                curves.append(Curve("predicted", layers, edge, dash=True))
+        charts.append(LineChart(kind, "layer", "pre-activation", curves))
+    return Section(
+        "What becomes of the signal",
+        charts,
+        intro=(
+            f"Pre-activations of the {depth} hidden layers over units and rows: the median, and "
+            "the band from the 15th to the 85th percentile. Dashed: where the moment map of an "
+            "infinitely wide net puts the ends of that band before training. Behind batch "
+            "normalisation they are normalised whatever comes before, which the moment map does "
+            "not describe."
+        ),
+    )
+
+
+def _dropout(study: DepthStudy) -> Section:
+    depth = min(study.settings.depths)
+    accuracy = [_curve(name, _percent(net["accuracy"])) for name, net in study.dropout.items()]
+    return Section(
+        "Two kinds of dropout in SELU nets",
+        [
+            _loss_chart("Training loss", study.dropout),
+            LineChart("Held-out accuracy", "pass", "accuracy (%)", accuracy),
+        ],
+        intro=(
+            f"{depth} layers, {100 * study.settings.dropout:g} % of the units dropped in each. "
+            "Alpha dropout sends units to the negative plateau of SELU and corrects mean and "
+            "variance; plain dropout sends them to zero, which is not where an idle unit is."
+        ),
+    )
+
+
+def _batches(study: DepthStudy) -> Section:
+    depth = min(study.settings.depths)
+    accuracy = [_curve(name, _percent(net["accuracy"])) for name, net in study.batches.items()]
+    distance, words = [], []
+    for name, net in study.batches.items():
+        updates, values = zip(*net["distance"], strict=True)
+        distance.append(Curve(name, updates, values))
+        words.append(f"**{name[0].upper()}{name[1:]}**: {compare_growth(updates, values).words}")
+    return Section(
+        "Small and large batches",
+        [
+            LineChart("Held-out accuracy", "pass", "accuracy (%)", accuracy),
+            LineChart(
+                "Distance from the start",
+                "updates t",
+                "‖w_t − w_0‖",
+                distance,
+                log_x=True,
+                note="A straight line is growth as log t.",
+            ),
+            Text(words),
+        ],
+        intro=(
+            f"ReLU with batch normalisation, {depth} layers, the same number of passes, the rate "
+            "grown with the root of the batch. A ghost batch is normalised by its own mean and "
+            "variance."
+        ),
+    )
+
+
+# ---- pieces --------------------------------------------------------------------------------------
+
+
+def _curve(name: str, values: list[float], **style: Any) -> Curve:
+    return Curve(name, list(range(1, len(values) + 1)), values, **style)
+
+
+def _loss_chart(title: str, nets: dict[str, dict[str, Any]]) -> LineChart:
+    curves = [_curve(name, net["loss"]) for name, net in nets.items()]
+    return LineChart(title, "pass", "loss (nats)", curves)
+
+
+def _percent(values: list[float]) -> list[float]:
+    return [100 * value for value in values]
+
+
+def _last(values: list[float]) -> float | None:
+    return values[-1] if values else None
