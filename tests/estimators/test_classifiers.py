@@ -315,6 +315,52 @@ def test_whole_weights_are_repetitions(kind):
     assert np.abs(weighted.predict_proba(X) - plain.predict_proba(X)).max() > 0.01
 
 
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 6, 18])
+def test_weights_pull_as_hard_in_small_batches_as_in_one(kind, batch_size, early_stopping):
+    """At a rate near zero the steps of a pass add up to the step along the whole gradient."""
+    X, y = labelled(120)
+    X, y = (X[:60], y[:60]) if early_stopping else (X[:54], y[:54])
+    rare = (y != 0) | (np.arange(len(y)) % 6 == 0)
+    y = np.where(rare, y, 1)  # Class 0 is rare, and weighs as much as the others in all.
+    weights = np.random.default_rng(0).exponential(size=len(y))
+    options = {"optimizer": "sgd", "shuffle": False, "class_weight": "balanced"}
+    options |= {"early_stopping": early_stopping}
+    if kind == "unrolled":
+        options["depth"] = 1
+
+    def step(size, rate):
+        start, end = (
+            make(kind, n_iter=n, batch_size=size, learning_rate=rate, **options)
+            .fit(X, y, weights)
+            .model_.state_dict()
+            for n in (0, 1)
+        )
+        return np.concatenate([(end[name] - start[name]).numpy().ravel() for name in end])
+
+    whole = step(54, 1e-7 * 54 / batch_size)
+    assert_allclose(step(batch_size, 1e-7), whole, rtol=0, atol=1e-3 * np.abs(whole).max())
+
+
+def test_an_update_takes_weights_as_they_are(kind):
+    """Of two updates with half of the rows each, as of one with all: no half has its own mean."""
+    X, y = labelled()
+    weights = np.where(y == 0, 5.0, 0.2)
+    order = np.argsort(y, kind="stable")  # The rows that weigh much meet in one half.
+    halves = order[:30], order[30:]
+
+    def step(*parts, rate):
+        clf = make(kind, optimizer="sgd", n_iter=0, learning_rate=rate).fit(X, y)
+        before = {name: p.clone() for name, p in clf.model_.state_dict().items()}
+        for part in parts:
+            clf.partial_fit(X[part], y[part], sample_weight=weights[part])
+        after = clf.model_.state_dict()
+        return np.concatenate([(after[n] - before[n]).numpy().ravel() for n in after])
+
+    whole = step(order, rate=2e-5)
+    assert_allclose(step(*halves, rate=1e-5), whole, rtol=0, atol=1e-3 * np.abs(whole).max())
+
+
 @pytest.mark.parametrize("batch_size", [10, 100])
 def test_equal_weights_are_none(kind, batch_size):
     X, y = labelled()  # As many rows of each class, whose shares then have no need of smoothing.

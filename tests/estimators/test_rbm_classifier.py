@@ -157,7 +157,8 @@ def test_the_estimator_is_the_trainer_with_another_face(objective):
     options = DiscriminativeOptions(n_epochs=3, batch_size=20, learning_rate=0.05, **settings)
     gradient = DiscriminativeGradient(model, options, random)
     order = RandomStream(np.random.SeedSequence([0, 1]))
-    Trainer(model, options, random, gradient=gradient, order=order).fit(rows)
+    of_mean_one = LabelledRows(rows.rows, rows.labels, rows.weights / rows.weights.mean())
+    Trainer(model, options, random, gradient=gradient, order=order).fit(of_mean_one)
     for name, parameter in model.named_parameters():
         assert_array_equal(clf.model_.get_parameter(name).detach(), parameter.detach())
 

@@ -7,6 +7,7 @@ import numbers
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,17 +18,20 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from freenergy._version import __version__
+from freenergy.data import DataStream, as_stream
+from freenergy.estimators.checkpoints import FitCheckpoint, FitIdentity, comparable, fingerprint
 from freenergy.estimators.validation import check_finite
 from freenergy.random import RandomStream
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from freenergy.training.options import LoopOptions, check_whole
-from freenergy.training.rows import LabelledRows, Rows, as_rows
+from freenergy.training.rows import LabelledRows, Rows, StreamedRows, as_rows
 from freenergy.training.trainer import DivergenceError, Trainer, has_diverged
 
 __all__ = ["TorchEstimator", "as_array", "as_device", "order_stream", "plain"]
 
 _DTYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
 _BLOCK_ELEMENTS = 2**24
+_MOST_RESULT_BYTES = 2**30
 
 # Streams beside the model's own that a seed gives.
 _ORDER, _SPLIT = 1, 2
@@ -43,20 +47,31 @@ class TorchEstimator(BaseEstimator):
 
     _options_type: ClassVar[type[LoopOptions]]
     _kept: ClassVar[frozenset[str]] = frozenset(
-        {"learning_rate", "learning_rate_decay", "schedule", "n_epochs", "batch_size", "shuffle"}
+        {
+            "learning_rate",
+            "learning_rate_decay",
+            "schedule",
+            "n_epochs",
+            "batch_size",
+            "shuffle",
+            "updates_per_epoch",
+        }
     )
     """Options that may change between two updates of ``partial_fit``."""
+    _passes: ClassVar[str] = "n_iter"
+    """Name of the parameter that is the number of passes."""
 
     model_: Any
     _trainer: Trainer
     _random: RandomStream
+    _announced: tuple[Any, Any] = (None, None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one safetensors file, atomically and without pickle.
 
         Everything is kept that :meth:`partial_fit` needs to go on to the same bits, save
-        ``monitors`` and ``callback``, and a ``random_state`` that is a RandomState instance, which
-        becomes None.
+        ``monitors``, ``callback`` and ``checkpoint_dir``, and a ``random_state`` that is a
+        RandomState instance, which becomes None.
 
         Parameters
         ----------
@@ -126,8 +141,8 @@ class TorchEstimator(BaseEstimator):
         parameters = self.get_params(deep=False)
         if not isinstance(parameters["random_state"], numbers.Integral):
             parameters["random_state"] = None
-        # Instruments are code, which a file of ours never holds.
-        for name in ("monitors", "callback"):
+        # Instruments are code, which a file of ours never holds; the folder is one fit's alone.
+        for name in ("monitors", "callback", "checkpoint_dir"):
             parameters.pop(name, None)
         return {name: plain(value) for name, value in parameters.items()}
 
@@ -167,7 +182,13 @@ class TorchEstimator(BaseEstimator):
         return self._options_type(**{o: plain(parameters[o]) for o in options if o in parameters})
 
     def _validated(self, X: Any, reset: bool, y: Any = "no_validation") -> Any:
-        """A checked matrix, and with ``y`` also its checked targets."""
+        """A checked matrix, and with ``y`` also its checked targets; streams as they are."""
+        stream = as_stream(X)
+        if stream is not None:
+            if not (isinstance(y, str) and y == "no_validation"):
+                raise ValueError(f"{type(self).__name__} takes arrays here, not {stream.name}")
+            self._check_columns(stream, reset)
+            return stream
         found = validate_data(
             self,
             X,
@@ -181,11 +202,38 @@ class TorchEstimator(BaseEstimator):
         check_finite(matrix, getattr(self, "feature_names_in_", None))
         return found
 
+    def _check_columns(self, stream: DataStream, reset: bool) -> None:
+        """Number and names of a stream's columns, as :func:`validate_data` has them."""
+        names = None if stream.columns is None else np.asarray(stream.columns, dtype=object)
+        if reset:
+            self.n_features_in_ = stream.width
+            self.__dict__.pop("feature_names_in_", None)
+            if names is not None:
+                self.feature_names_in_ = names
+            return
+        if stream.width != self.n_features_in_:
+            raise ValueError(
+                f"{stream.name} has {stream.width} features, but {type(self).__name__} is "
+                f"expecting {self.n_features_in_} features as input"
+            )
+        known = getattr(self, "feature_names_in_", None)
+        if names is not None and known is not None and names.tolist() != list(known):
+            raise ValueError(
+                f"{stream.name} does not have the columns of the fit in their order: "
+                f"{', '.join(map(str, known[:6]))}, ..."
+            )
+
     def _as_rows(self, matrix: Any, reset: bool) -> tuple[Rows, torch.dtype]:
         """A validated matrix in the precision and on the device of the model to be trained."""
         dtype = _DTYPES[matrix.dtype] if reset else next(self.model_.parameters()).dtype
         device = as_device(self.device) if reset else self._model_device()
-        return as_rows(matrix, torch.empty(0, dtype=dtype, device=device)), dtype
+        like = torch.empty(0, dtype=dtype, device=device)
+        if isinstance(matrix, DataStream):
+            # Where no pass is whole, the start does not wait for a whole one either.
+            updates = getattr(self, "updates_per_epoch", None)
+            start_rows = None if updates is None else updates * self._options().batch_size
+            return StreamedRows(matrix, like, start_rows=start_rows), dtype
+        return as_rows(matrix, like), dtype
 
     def _seed(self) -> int | np.random.RandomState:
         seed = self.random_state
@@ -201,6 +249,14 @@ class TorchEstimator(BaseEstimator):
 
     def _held_out(self, n: int) -> tuple[Tensor, Tensor]:
         """Positions of rows to learn from, and of rows held out, drawn from the seed."""
+        n_held_out = self._n_held_out(n)
+        seed = self._seed()
+        own = seed if isinstance(seed, np.random.RandomState) else [seed, _SPLIT]
+        order = _stream(own).permutation(n)
+        return order[n_held_out:], order[:n_held_out]
+
+    def _n_held_out(self, n: int) -> int:
+        """How many of ``n`` rows are held out."""
         share = self.validation_fraction
         if not isinstance(share, numbers.Real):
             raise ValueError(f"validation_fraction must be a number, got {share!r}")
@@ -210,10 +266,7 @@ class TorchEstimator(BaseEstimator):
                 f"validation_fraction={share:g} of {n} rows leaves no rows to learn from "
                 "or none to hold out"
             )
-        seed = self._seed()
-        own = seed if isinstance(seed, np.random.RandomState) else [seed, _SPLIT]
-        order = _stream(own).permutation(n)
-        return order[n_held_out:], order[:n_held_out]
+        return n_held_out
 
     def _train(
         self,
@@ -221,6 +274,7 @@ class TorchEstimator(BaseEstimator):
         rows: Rows | LabelledRows,
         on_epoch: Callable[[Trainer], None],
         finish: Callable[[Trainer], None] = lambda trainer: None,
+        checkpoint: FitCheckpoint | None = None,
     ) -> bool:
         """Train to the end and publish what came of it, whatever ended it.
 
@@ -228,7 +282,7 @@ class TorchEstimator(BaseEstimator):
         """
         complete = True
         try:
-            trainer.fit(rows, on_epoch=on_epoch)
+            self._run(trainer, rows, on_epoch, checkpoint)
         except DivergenceError:
             self._publish(trainer)
             raise
@@ -242,6 +296,53 @@ class TorchEstimator(BaseEstimator):
         finish(trainer)
         self._publish(trainer)
         return complete
+
+    def _run(
+        self,
+        trainer: Trainer,
+        rows: Rows | LabelledRows,
+        on_epoch: Callable[[Trainer], None],
+        checkpoint: FitCheckpoint | None,
+    ) -> None:
+        """Train to the end, from where a checkpoint stands."""
+        if checkpoint is not None:
+            if checkpoint.restore(trainer):
+                return
+            on_epoch = checkpoint.after(on_epoch)
+        self._announce(trainer)
+        trainer.fit(rows, on_epoch=on_epoch)
+
+    def _announce(self, trainer: Trainer) -> None:
+        """Tell the callback of a trainer before its first pass, where it wants to know."""
+        self._announced = (self.callback, trainer)
+        begin = getattr(self.callback, "on_train_begin", None)
+        if begin is not None:
+            begin(trainer)
+
+    def _checkpoint(self, rows: Rows | LabelledRows) -> FitCheckpoint | None:
+        """The folder of a fit on these rows; None where none is asked for."""
+        if self.checkpoint_dir is None:
+            return None
+        if not isinstance(self.random_state, numbers.Integral):
+            raise ValueError(
+                "checkpoint_dir needs random_state to be an int, so that a resumed fit is the same "
+                f"one; got random_state={self.random_state!r}"
+            )
+        parameters = self.get_params(deep=False) | {"device": as_device(self.device)}
+        n_passes = parameters.pop(self._passes)
+        identity = FitIdentity(
+            estimator=type(self).__name__,
+            parameters=comparable(parameters),
+            passes=self._passes,
+            n_passes=int(n_passes),
+            extendable=self._is_extendable(),
+            data=fingerprint(rows, getattr(self, "classes_", None)),
+        )
+        return FitCheckpoint(self.checkpoint_dir, identity)
+
+    def _is_extendable(self) -> bool:
+        """Whether a longer fit makes the same passes first."""
+        return getattr(self, "schedule", None) != "cosine"
 
     def _update(self, trainer: Trainer, batch: Any) -> None:
         """One update, or none where it fails."""
@@ -264,11 +365,16 @@ class TorchEstimator(BaseEstimator):
         """Parameters that a started training cannot take over would be passed over in silence."""
         started, asked = self._trainer.options.to_dict(), self._options().to_dict()
         changed = [n for n in started if n not in self._kept and started[n] != asked[n]]
+        changed += self._changed_shape()
         if changed:
             raise ValueError(
                 f"{', '.join(changed)} changed since training started; set the old value again, "
                 "or call fit to start anew"
             )
+
+    def _changed_shape(self) -> list[str]:
+        """Parameters that ask for another model than the fitted one."""
+        raise NotImplementedError
 
     @property
     def _beta(self) -> float:
@@ -287,11 +393,23 @@ class TorchEstimator(BaseEstimator):
         # In blocks, so that sparse rows are never all dense at once.
         widest = max(size for p in self.model_.parameters() for size in p.shape)
         block = max(1, _BLOCK_ELEMENTS // max(rows.width, widest))
-        parts = []
-        with torch.no_grad():
-            for start in range(0, len(rows), block):
-                parts.append(as_array(function(rows.take(slice(start, start + block)))))
+        parts, size = [], 0
+        with torch.no_grad(), closing(rows.batches(block)) as batches:
+            for batch in batches:
+                parts.append(as_array(function(batch)))
+                size += parts[-1].nbytes
+                if isinstance(rows, StreamedRows):
+                    share = 1.0 if rows.n_rows is None else len(parts[0]) / rows.n_rows
+                    _check_result(max(size, parts[0].nbytes / share), rows)
         return np.concatenate(parts)
+
+
+def _check_result(size: float, rows: StreamedRows) -> None:
+    if size > _MOST_RESULT_BYTES:
+        raise ValueError(
+            f"the result for all rows of {rows.stream.name} takes {size / 1e9:.3g} GB or more: go "
+            "through the blocks of freenergy.data.stream(...).blocks() instead"
+        )
 
 
 def _unreadable(path: str | os.PathLike[str], kind: type, error: Exception) -> CheckpointError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from torch.nn.utils import skip_init
 
 from freenergy.estimators.base import as_array, as_device, order_stream
 from freenergy.estimators.unsupervised import UnsupervisedEstimator
-from freenergy.estimators.validation import check_range, unchanged_on_error
+from freenergy.estimators.validation import unchanged_on_error, within
 from freenergy.inference import (
     Ladder,
     LogLikelihood,
@@ -102,6 +103,9 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         Whether mean-field states go on between updates or start at each batch.
     shuffle : bool, default=True
         Visit the rows in a new order in each pass.
+    updates_per_epoch : int or None, default=None
+        End each pass after so many updates, for streams too long for whole passes, or without
+        end. None visits all rows.
     device : str, default="cpu"
         ``"cpu"``, ``"cuda"``, any torch device, or ``"auto"``: a GPU where there is one.
     validation_fraction : float, default=0.0
@@ -113,7 +117,14 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         ``history_``.
     callback : callable or None, default=None
         Called with the trainer after each pass; may stop training, as
-        :class:`~freenergy.training.EntropyCollapse` does.
+        :class:`~freenergy.training.EntropyCollapse` does. Where it has a method ``on_train_begin``,
+        that is called with the trainer before its first pass.
+    checkpoint_dir : path-like or None, default=None
+        Folder in which each pass of :meth:`fit` leaves its state. A fit that was killed, or
+        interrupted, goes on from there when it is called again with the same parameters and data,
+        to the same bits; one that is complete there is loaded, and goes on where ``n_iter`` was
+        raised. Other parameters or data there are refused. Needs an int as ``random_state``. What
+        ``monitors`` and ``callback`` remember is their own affair.
     validate_range : bool, default=True
         Refuse values outside [0, 1] in ``fit``. False takes any finite value, as scikit-learn
         does, though such values have no meaning for 0/1 units.
@@ -187,10 +198,12 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         damping: float = 0.5,
         persistent: bool = True,
         shuffle: bool = True,
+        updates_per_epoch: int | None = None,
         device: str = "cpu",
         validation_fraction: float = 0.0,
         monitors: Sequence[Monitor] = (),
         callback: Callable[[Trainer], None] | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
         validate_range: bool = True,
     ) -> None:
         self.n_components = n_components
@@ -216,10 +229,12 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         self.damping = damping
         self.persistent = persistent
         self.shuffle = shuffle
+        self.updates_per_epoch = updates_per_epoch
         self.device = device
         self.validation_fraction = validation_fraction
         self.monitors = monitors
         self.callback = callback
+        self.checkpoint_dir = checkpoint_dir
         self.validate_range = validate_range
 
     def fit(self, X: Any, y: Any = None) -> Self:
@@ -229,9 +244,10 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
 
         Parameters
         ----------
-        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
+        X : {array-like, sparse matrix, dataframe, stream} of shape (n_samples, n_features)
             Values in [0, 1]; grey values count as probabilities of 1. Sparse input stays sparse
-            until its batch.
+            until its batch. A :func:`freenergy.data.stream`, and whatever it takes (a path, a
+            torch Dataset, a memory map beyond 256 MiB), is read while it is learned from.
         y : ignored
 
         Returns
@@ -251,8 +267,9 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         """
         with unchanged_on_error(self, but=(DivergenceError,)):
             rows, dtype = self._training_rows(X, reset=True)
+            checkpoint = self._checkpoint(rows)
             trainer, rows = self._prepare(rows, dtype)
-            self._train(trainer, rows, self._after_epoch)
+            self._train(trainer, rows, self._after_epoch, checkpoint=checkpoint)
         return self
 
     def _fit_rows(self, rows: Rows, dtype: torch.dtype) -> Self:
@@ -262,19 +279,17 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         """
         self._options()
         self.n_features_in_ = rows.width
+        checkpoint = self._checkpoint(rows)
         trainer, rows = self._prepare(rows, dtype)
-        trainer.fit(rows, on_epoch=self._after_epoch)
+        self._run(trainer, rows, self._after_epoch, checkpoint)
         self._publish(trainer)
         return self
 
     def _prepare(self, rows: Rows, dtype: torch.dtype) -> tuple[Trainer, Rows]:
         """A trainer with its instruments, and the rows to learn from."""
-        held_out: Rows | None = None
-        if self.validation_fraction:
-            kept, watched = self._held_out(len(rows))
-            rows, held_out = rows.part(kept), rows.part(watched)
+        rows, held_out = self._divided(rows)
         trainer = self._start(rows, dtype)
-        trainer.monitors = self._instruments(rows, held_out)
+        trainer.monitors = self._instruments(trainer, rows, held_out)
         return trainer, rows
 
     def transform(self, X: Any) -> np.ndarray:
@@ -424,7 +439,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         rows = None
         if X is not None:
             matrix = as_rows(self._validated(X, reset=False), self.model_.weight.detach())
-            rows = matrix.take(slice(0, _START_ROWS))
+            rows = matrix.some(_START_ROWS)
         ladder = getattr(self._trainer.gradient, "ladder", None) if method == "ptt" else None
         return log_partition(
             self.model_,
@@ -505,7 +520,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         self._options()
         matrix = self._validated(X, reset)
         if self.validate_range:
-            check_range(matrix, 0.0, 1.0, getattr(self, "feature_names_in_", None))
+            matrix = within(matrix, 0.0, 1.0, getattr(self, "feature_names_in_", None))
         return self._as_rows(matrix, reset)
 
     def _start(self, rows: Rows, dtype: torch.dtype) -> Trainer:
@@ -516,14 +531,16 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         initialize(model, rows, random, self.beta)
         return Trainer(model, self._options(), random, order=order_stream(seed))
 
-    def _instruments(self, rows: Rows, held_out: Rows | None) -> tuple[Monitor, ...]:
+    def _instruments(
+        self, trainer: Trainer, rows: Rows, held_out: Rows | None
+    ) -> tuple[Monitor, ...]:
         if callable(self.monitors):
             raise ValueError("monitors must be a sequence: put the instrument into a list")
         monitors = list(self.monitors)
         if self.method == "ptt" or held_out is not None:
             monitors.append(_FreeEnergy(rows, held_out, self.beta))
         if self.verbose:
-            monitors.append(_PseudoLikelihood(rows, self.beta))
+            monitors.append(_PseudoLikelihood(trainer, rows, self.beta))
         return tuple(monitors)
 
     def _after_epoch(self, trainer: Trainer) -> None:
@@ -554,6 +571,9 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
             if name in state:
                 self.h_samples_ = as_array(state[name])
 
+    def _changed_shape(self) -> list[str]:
+        return ["n_components"] if self.n_components != self.model_.n_hidden else []
+
     def _model_spec(self) -> dict[str, Any]:
         return model_spec(self.model_)
 
@@ -579,9 +599,9 @@ class _FreeEnergy:
     """Mean free energies of training and held-out rows, from which likelihoods follow."""
 
     def __init__(self, rows: Rows, held_out: Rows | None, beta: float) -> None:
-        self.parts = {"": rows.take(slice(0, _WATCHED_ROWS))}
+        self.parts = {"": rows.some(_WATCHED_ROWS)}
         if held_out is not None:
-            self.parts["_held_out"] = held_out.take(slice(0, _WATCHED_ROWS))
+            self.parts["_held_out"] = held_out.some(_WATCHED_ROWS)
         self.beta = beta
 
     @torch.no_grad()
@@ -598,13 +618,12 @@ class _PseudoLikelihood:
     They are new in each pass: with the same units every time, a few of them would stand for all.
     """
 
-    def __init__(self, rows: Rows, beta: float) -> None:
-        self.rows = rows.take(slice(0, _WATCHED_ROWS))
+    def __init__(self, trainer: Trainer, rows: Rows, beta: float) -> None:
+        self.trainer = trainer
+        self.rows = rows.some(_WATCHED_ROWS)
         self.beta = beta
-        self.n_calls = 0
 
     def __call__(self, model: RBM) -> dict[str, float]:
-        self.n_calls += 1
-        random = RandomStream(self.n_calls, model.weight.device)
+        random = RandomStream(self.trainer.epoch, model.weight.device)
         score = stochastic_pseudo_log_likelihood(model, self.rows, random, self.beta)
         return {"pseudo_likelihood": float(score.mean())}

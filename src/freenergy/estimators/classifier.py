@@ -6,7 +6,7 @@ import numbers
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -16,16 +16,20 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 
+from freenergy.data import DataStream, as_stream
+from freenergy.estimators.checkpoints import FitCheckpoint
 from freenergy.estimators.classes import StoredClasses
 from freenergy.estimators.validation import unchanged_on_error
 from freenergy.training.options import check_not_negative, check_whole
-from freenergy.training.rows import LabelledBatch, LabelledRows
+from freenergy.training.rows import LabelledBatch, LabelledRows, StreamedRows
 from freenergy.training.stopping import EarlyStopping
 from freenergy.training.trainer import DivergenceError, Trainer
 
 __all__ = ["ProbabilisticClassifier"]
 
 _WATCHED_ROWS = 1000
+_MOST_HELD_OUT = 10_000
+_MOST_REPEATED = 2**20
 _AUTO = "auto"
 
 
@@ -36,19 +40,24 @@ class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
     ``n_iter_no_change``, ``tol``, ``verbose``, ``unlabeled`` and ``callback``.
     """
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    _takes_streams: ClassVar[bool] = True
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Train a new model on rows and their labels.
 
         Ctrl-C ends training with a warning and the model of the last complete pass.
 
         Parameters
         ----------
-        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
+        X : {array-like, sparse matrix, dataframe, stream} of shape (n_samples, n_features)
+            A :func:`freenergy.data.stream`, and whatever it takes, is read while it is learned
+            from. Of a stream at most 10 000 rows are held out.
         y : array-like of shape (n_samples,)
-            Classes; rows with the label ``unlabeled`` have none.
+            Classes; rows with the label ``unlabeled`` have none. A stream may have its own.
         sample_weight : array-like of shape (n_samples,), default=None
-            Not negative. A row with a weight of 2 counts as that row twice, one with 0 as none;
-            each batch follows the weighted mean of its rows.
+            Not negative. A row with a weight of 2 counts as that row twice, one with 0 as none.
+            Only ratios matter: with those of ``class_weight`` the weights are brought to a mean
+            of one, and a batch follows the mean of its rows' gradients times their weights.
 
         Returns
         -------
@@ -68,22 +77,24 @@ class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
         diverged: DivergenceError | None = None
         with unchanged_on_error(self):
             self._options()
-            matrix, targets = self._validated(X, True, y)
-            self._set_classes(targets)
-            rows, dtype = self._labelled(matrix, targets, sample_weight, reset=True)
-            if _n_classes(rows.labels) < 2:
-                raise ValueError(
-                    "sample_weight and class_weight leave rows of fewer than two classes"
-                )
-            held_out: LabelledRows | None = None
-            if self.early_stopping:
+            stream = as_stream(X)
+            if stream is None:
+                rows, dtype = self._rows_of_arrays(X, y, sample_weight)
+            else:
+                rows, dtype = self._rows_of_stream(stream, y, sample_weight)
+            checkpoint = self._checkpoint(rows)
+            held_out: LabelledRows | StreamedRows | None = None
+            if self.early_stopping and isinstance(rows, StreamedRows):
+                rows, held_out = rows.split(min(self._n_held_out(len(rows)), _MOST_HELD_OUT))
+            elif self.early_stopping:
                 kept, watched = self._held_out_classes(rows)
                 rows, held_out = rows.part(kept), rows.part(watched)
             trainer = self._start(rows, dtype)
             watch = _Watch(partial(self._log_proba, trainer.options), rows, held_out)
             trainer.monitors = (*trainer.monitors, watch)
             try:
-                self._learn(trainer, rows, self._stopping())
+                rows = _of_mean_one(self._learned_from(rows))
+                self._learn(trainer, rows, self._stopping(), checkpoint)
             except DivergenceError as error:
                 # What was learned before is kept, so that this one leaves the block in peace.
                 diverged = error
@@ -103,6 +114,8 @@ class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
         classes : array-like, default=None
             All classes that there will ever be; required in the first call.
         sample_weight : array-like of shape (n_samples,), default=None
+            As they are, with those of ``class_weight``: the update follows the mean of the rows'
+            gradients times their weights. Give weights whose mean over all batches is one.
 
         Returns
         -------
@@ -135,6 +148,38 @@ class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
             self._update(trainer, rows.take(slice(0, len(rows))))
         self._publish(trainer)
         return self
+
+    def _rows_of_arrays(
+        self, X: Any, y: Any, sample_weight: Any
+    ) -> tuple[LabelledRows, torch.dtype]:
+        """Validated rows with the numbers of their classes, which are set."""
+        matrix, targets = self._validated(X, True, y)
+        self._set_classes(targets)
+        rows, dtype = self._labelled(matrix, targets, sample_weight, reset=True)
+        if _n_classes(rows.labels) < 2:
+            raise ValueError("sample_weight and class_weight leave rows of fewer than two classes")
+        return rows, dtype
+
+    def _rows_of_stream(self, stream: DataStream, y: Any, sample_weight: Any) -> tuple[Any, Any]:
+        """A stream with the numbers of its classes, which are set."""
+        if not self._takes_streams:
+            raise ValueError(f"{type(self).__name__} learns from arrays only, not from a stream")
+        if sample_weight is not None or self.class_weight is not None:
+            raise ValueError("sample_weight and class_weight need arrays: a stream has no weights")
+        if y is not None:
+            stream = stream.labelled(y)
+        self._check_columns(stream, True)
+        stream = self._check_values(stream)
+        labels, counts = stream.label_counts()
+        self._set_classes(np.repeat(labels, np.minimum(counts, _MOST_REPEATED)))
+        mark = self._mark()
+        if _marked(labels, mark).any() and not self._learns_without_labels():
+            raise ValueError(
+                f"{stream.name} has rows with the label unlabeled={mark!r}, and nothing is learned "
+                "from them here; leave them out"
+            )
+        encoded = stream.encoded(lambda found: self._numbers_of(found, _marked(found, mark)))
+        return self._as_rows(encoded, True)
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each row.
@@ -200,12 +245,26 @@ class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
         """Logarithms of the classes' probabilities, shape (n, n_classes)."""
         raise NotImplementedError
 
-    def _check_values(self, matrix: Any) -> None:
-        """Refuse values that the model cannot take."""
+    def _check_values(self, matrix: Any) -> Any:
+        """The same rows, without values that the model cannot take."""
+        return matrix
 
-    def _learn(self, trainer: Trainer, rows: LabelledRows, stopping: EarlyStopping | None) -> None:
+    def _learned_from(self, rows: LabelledRows) -> LabelledRows:
+        """The rows that the batches are made of."""
+        return rows
+
+    def _learn(
+        self,
+        trainer: Trainer,
+        rows: LabelledRows,
+        stopping: EarlyStopping | None,
+        checkpoint: FitCheckpoint | None,
+    ) -> None:
         """Train to the end."""
-        self._train(trainer, rows, self._after_epoch(stopping), self._finish(stopping))
+        if checkpoint is not None:
+            checkpoint.memory = stopping
+        after, finish = self._after_epoch(stopping), self._finish(stopping)
+        self._train(trainer, rows, after, finish, checkpoint)
 
     def _set_classes(self, targets: np.ndarray, *, complete: bool = False) -> None:
         """The classes among the labels of some rows, or those of a complete list."""
@@ -253,7 +312,7 @@ class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
     def _labelled(
         self, matrix: Any, targets: np.ndarray, sample_weight: Any, *, reset: bool
     ) -> tuple[LabelledRows, torch.dtype]:
-        self._check_values(matrix)
+        matrix = self._check_values(matrix)
         rows, dtype = self._as_rows(matrix, reset)
         unlabeled = _marked(targets, self._mark())
         labels = self._numbers_of(targets, unlabeled)
@@ -400,18 +459,38 @@ def _marked(targets: np.ndarray, mark: Any) -> np.ndarray:
     return np.asarray([label == mark for label in targets.tolist()], dtype=bool)
 
 
+def _of_mean_one(rows: Any) -> Any:
+    """The same rows, their weights scaled to a mean of one, which the gradients take for granted.
+
+    Scaled batch by batch, heavy rows would lose to the light ones of other batches.
+    """
+    if isinstance(rows, StreamedRows) or rows.weights is None:
+        return rows
+    weights = rows.weights.double()
+    return LabelledRows(rows.rows, rows.labels, (weights / weights.mean()).to(rows.weights))
+
+
+def _first_labelled(rows: LabelledRows | StreamedRows) -> LabelledBatch:
+    """Some rows that have a label."""
+    if isinstance(rows, LabelledRows):
+        labeled = torch.nonzero(rows.labels.cpu() >= 0).squeeze(1)
+        return rows.take(labeled[:_WATCHED_ROWS])
+    found: LabelledBatch = rows.some(_WATCHED_ROWS)
+    labeled = found.labels >= 0
+    return LabelledBatch(found.rows[labeled], found.labels[labeled], None)
+
+
 class _Watch:
     """Monitor: loss and accuracy on the first labelled training rows and on those held out."""
 
     def __init__(
         self,
         log_proba: Callable[[Any, Tensor], Tensor],
-        rows: LabelledRows,
-        held_out: LabelledRows | None,
+        rows: LabelledRows | StreamedRows,
+        held_out: LabelledRows | StreamedRows | None,
     ) -> None:
         self.log_proba = log_proba
-        labeled = torch.nonzero(rows.labels.cpu() >= 0).squeeze(1)
-        self.parts = {"": rows.take(labeled[:_WATCHED_ROWS])}
+        self.parts = {"": _first_labelled(rows)}
         if held_out is not None:
             self.parts["_held_out"] = held_out.take(slice(0, len(held_out)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,12 +13,30 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _check_y,
+    check_array,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
 from torch import Tensor, nn
 
-from freenergy.estimators.base import TorchEstimator, as_array, as_device, order_stream
+from freenergy.data import DataStream, as_stream
+from freenergy.estimators.base import (
+    TorchEstimator,
+    as_array,
+    as_device,
+    order_stream,
+    plain,
+)
+from freenergy.estimators.checkpoints import FitCheckpoint
+from freenergy.estimators.columns import ColumnEncoder, Table, categorical_columns, read_table
+from freenergy.estimators.export import PredictionNet, write_onnx
 from freenergy.estimators.validation import check_finite, unchanged_on_error
 from freenergy.models.mlp import initialize_perceptron, linear_layers, multilayer_perceptron
 from freenergy.normalization.layers import set_population_statistics
@@ -35,7 +54,7 @@ from freenergy.training.perceptron import (
     PerceptronTrainer,
     minimize_lbfgs,
 )
-from freenergy.training.rows import LabelledRows
+from freenergy.training.rows import DenseRows, LabelledRows, StreamedRows
 from freenergy.training.stopping import StopTraining
 from freenergy.training.trainer import DivergenceError, Trainer
 
@@ -53,6 +72,8 @@ _OF_THE_OPTIMIZER = {
 }
 _LARGEST_BATCH = 200
 _BLOCK = 4096
+_MOST_HELD_OUT = 10_000
+_MOST_REPEATED = 2**20
 _SMALLEST_RATE = 1e-6
 
 
@@ -89,16 +110,37 @@ class Course:
     last_loss: float | None = None
 
 
+class _Memory:
+    """What a checkpoint keeps beside the trainer: the course, and the state of the best pass."""
+
+    def __init__(
+        self, estimator: MLPEstimator, best: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    ) -> None:
+        self.estimator = estimator
+        self.best = best
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, best = ({}, None) if self.best is None else self.best
+        return tensors, {"course": dataclasses.asdict(self.estimator._course), "best": best}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self.estimator._course = Course(**values["course"])
+        self.best = None if values["best"] is None else (tensors, values["best"])
+
+
 class MLPEstimator(TorchEstimator):
     """Base of the perceptrons: a subclass encodes targets, decodes outputs and scores them."""
 
     _options_type = PerceptronOptions
+    _passes = "max_iter"
 
     model_: nn.Sequential
     out_activation_: str
     n_outputs_: int
     n_features_in_: int
     _course: Course
+    _columns: ColumnEncoder | None = None
+    _categorical: tuple[int, ...] = ()
 
     # ---- what a subclass says --------------------------------------------------------------------
 
@@ -124,15 +166,18 @@ class MLPEstimator(TorchEstimator):
 
     # ---- the public face -------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Train a net on rows and their targets; with ``warm_start``, the net that there is.
 
         Ctrl-C ends training with a warning and the net of the last complete pass.
 
         Parameters
         ----------
-        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
+        X : {array-like, sparse matrix, dataframe, stream} of shape (n_samples, n_features)
+            A :func:`freenergy.data.stream` of known length, and whatever it takes, is read while
+            it is learned from. At most 10 000 rows of a stream are held out.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            A stream may have its own.
         sample_weight : array-like of shape (n_samples,), default=None
             Not negative. A row with a weight of 2 counts as that row twice, one with 0 as none.
 
@@ -155,15 +200,16 @@ class MLPEstimator(TorchEstimator):
             self._check_parameters()
             first = not (self.warm_start and hasattr(self, "model_"))
             rows, dtype = self._checked(X, y, sample_weight, first)
+            checkpoint = self._checkpoint(rows)
             held_out: LabelledRows | None = None
             if self.early_stopping and self.solver != "lbfgs":
                 rows, held_out = self._split(rows)
             trainer = self._start(rows, dtype, first)
             try:
                 if self.solver == "lbfgs":
-                    self._minimize(trainer, rows)
+                    self._minimize(trainer, rows, checkpoint)
                 else:
-                    self._descend(trainer, rows, held_out)
+                    self._descend(trainer, rows, held_out, checkpoint)
             except DivergenceError as error:
                 # What was learned before is kept, so that this one leaves the block in peace.
                 diverged = error
@@ -187,6 +233,8 @@ class MLPEstimator(TorchEstimator):
             trainer = self._start(rows, dtype, True) if first else self._continued(len(rows))
             trainer.options = dataclasses.replace(trainer.options, n_epochs=trainer.epoch + 1)
             before = trainer.state()
+            if self._announced != (self.callback, trainer):
+                self._announce(trainer)
             try:
                 trainer.fit(rows, on_epoch=self._after_epoch(len(rows), lambda trainer: None))
             except BaseException:
@@ -198,10 +246,40 @@ class MLPEstimator(TorchEstimator):
     def _continued(self, n_rows: int) -> Trainer:
         """The trainer that there is, to go on with the parameters of now."""
         self._course = dataclasses.replace(self._course, n_iter=0)
+        self._refuse_other_architecture(self._architecture["n_features"], "call fit")
         asked = self._perceptron_options(n_rows)
         self._refuse_other_optimizer(asked)
         self._trainer.options = asked
         return self._trainer
+
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write the net to an ONNX file, which other programs can predict with.
+
+        The input ``rows`` of shape (n, n_encoded) are numbers in single precision, in the order of
+        ``encoded_feature_names_``: a table is encoded before. A classifier has the outputs
+        ``probabilities`` and ``label``, the place of the class in ``classes_`` (0 or 1 for each
+        column of a matrix of labels); a regressor ``prediction``, of shape (n, n_outputs). The
+        names of the columns and the classes stand in the metadata, as JSON.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Raises
+        ------
+        ImportError
+            Where the packages of the extra ``onnx`` are not installed.
+        ValueError
+            When the net knows one class only.
+        """
+        check_is_fitted(self)
+        names, classes = self.encoded_feature_names_, getattr(self, "classes_", None)
+        kind = getattr(self, "_target_kind", self.out_activation_)
+        known = None if classes is None else [plain(label) for label in classes.tolist()]
+        if known is not None and len(known) < 2:
+            raise ValueError(f"the net knows one class only, {known[0]!r}: nothing to predict")
+        net = PredictionNet(self.model_, kind)
+        write_onnx(path, net, len(names), feature_names=names, classes=known)
 
     @property
     def coefs_(self) -> list[np.ndarray]:
@@ -221,6 +299,7 @@ class MLPEstimator(TorchEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = self.missing == "impute"
         return tags
 
     # ---- data ------------------------------------------------------------------------------------
@@ -232,34 +311,28 @@ class MLPEstimator(TorchEstimator):
         sample_weight: Any,
         first: bool,
         classes: np.ndarray | None = None,
-    ) -> tuple[LabelledRows, torch.dtype]:
+    ) -> tuple[Any, torch.dtype]:
         """Validated rows with encoded targets; rows that weigh nothing are left out."""
-        matrix, targets = validate_data(
-            self,
-            X,
-            y,
-            reset=first,
-            accept_sparse="csr",
-            dtype=(np.float64, np.float32),
-            multi_output=True,
-            y_numeric=not hasattr(self, "predict_proba"),
-            ensure_all_finite=False,
-        )
-        check_finite(matrix, getattr(self, "feature_names_in_", None))
+        stream = as_stream(X)
+        if stream is not None:
+            return self._streamed(stream, y, sample_weight, first, classes)
+        found, targets = self._raw(X, y, first)
         if first:
             self._define_targets(targets, classes)
         labels = self._encode(targets)
         weights = None
         if sample_weight is not None:
             weights = _check_sample_weight(
-                sample_weight, matrix, dtype=np.float64, ensure_non_negative=True
+                sample_weight, targets, dtype=np.float64, ensure_non_negative=True
             )
         weights = self._row_weights(labels, weights)
         if weights is not None and not weights.all():
             counted = weights > 0
             if not counted.any():
                 raise ValueError("all rows have a weight of zero: there is nothing to learn from")
-            matrix, labels, weights = matrix[counted], labels[counted], weights[counted]
+            found = found.part(counted) if isinstance(found, Table) else found[counted]
+            labels, weights = labels[counted], weights[counted]
+        matrix = self._encoded(found, weights, first)
         rows, dtype = self._as_rows(matrix, first)
         device = rows.take(slice(0, 1)).device
         numbers_ = torch.from_numpy(labels).to(device)
@@ -268,8 +341,142 @@ class MLPEstimator(TorchEstimator):
         weighing = None if weights is None else torch.from_numpy(weights).to(device, dtype)
         return LabelledRows(rows, numbers_, weighing), dtype
 
-    def _split(self, rows: LabelledRows) -> tuple[LabelledRows, LabelledRows]:
+    def _streamed(
+        self,
+        stream: DataStream,
+        y: Any,
+        sample_weight: Any,
+        first: bool,
+        classes: np.ndarray | None,
+    ) -> tuple[StreamedRows, torch.dtype]:
+        """A stream whose labels are encoded as they are read."""
+        self._refuse_with_streams(sample_weight)
+        if y is not None:
+            stream = stream.labelled(y)
+        self._check_columns(stream, first)
+        if first:
+            self._categorical, self._columns = (), None
+            targets = stream.sample(_BLOCK).labels
+            if hasattr(self, "predict_proba") and targets is not None and targets.ndim == 1:
+                labels, counts = stream.label_counts()
+                targets = np.repeat(labels, np.minimum(counts, _MOST_REPEATED))
+            if targets is not None:
+                self._define_targets(targets, classes)
+        rows, dtype = self._as_rows(stream.encoded(self._encode), first)
+        assert isinstance(rows, StreamedRows)
+        return rows, dtype
+
+    def _refuse_with_streams(self, sample_weight: Any) -> None:
+        """What needs all rows at once."""
+        wrong = {
+            "sample_weight": sample_weight is not None,
+            "class_weight": getattr(self, "class_weight", None) is not None,
+            "solver='lbfgs'": self.solver == "lbfgs",
+            "warm_start": self.warm_start,
+            "missing='impute'": self.missing == "impute",
+            "categorical_features": not (
+                self.categorical_features is None or isinstance(self.categorical_features, str)
+            ),
+        }
+        found = [name for name, given in wrong.items() if given]
+        if found:
+            raise ValueError(f"{', '.join(found)} needs arrays, and has no effect on a stream")
+
+    def _raw(self, X: Any, y: Any, first: bool) -> tuple[Any, Any]:
+        """A matrix of finite numbers, or a table where the columns hold more; and targets."""
+        numeric_targets = not hasattr(self, "predict_proba")
+        if first:
+            self._categorical = self._found_categorical(X)
+            self._columns = None
+        else:
+            self._refuse_other_columns(X)
+        if self._columns is None and not (first and self._needs_encoder()):
+            matrix, targets = validate_data(
+                self,
+                X,
+                y,
+                reset=first,
+                accept_sparse="csr",
+                dtype=(np.float64, np.float32),
+                multi_output=True,
+                y_numeric=numeric_targets,
+                ensure_all_finite=False,
+            )
+            names = getattr(self, "feature_names_in_", None)
+            check_finite(matrix, names, hint="remove it, or set missing='impute'")
+            return matrix, targets
+        table = self._table(X, first, y)
+        targets = _check_y(y, multi_output=True, y_numeric=numeric_targets, estimator=self)
+        check_consistent_length(table.numbers, targets)
+        return table, targets
+
+    def _table(self, X: Any, reset: bool, y: Any = "no_validation") -> Table:
+        """The columns of rows, once their number and names were found to be right."""
+        if not (issparse(X) or hasattr(X, "columns")):
+            X = check_array(X, dtype=None, ensure_all_finite=False)
+        validate_data(self, X, y, reset=reset, skip_check_array=True)
+        return read_table(X, self._categorical, self._column_names())
+
+    def _column_names(self) -> list[str]:
+        names = getattr(self, "feature_names_in_", None)
+        return [f"x{i}" for i in range(self.n_features_in_)] if names is None else list(names)
+
+    def _found_categorical(self, X: Any) -> tuple[int, ...]:
+        columns = getattr(X, "columns", None)
+        names = None if columns is None else [str(name) for name in columns]
+        return categorical_columns(X, self.categorical_features, names)
+
+    def _refuse_other_columns(self, X: Any) -> None:
+        """What the columns mean is fixed: a change would be passed over in silence."""
+        imputes = self._columns is not None and self._columns.means is not None
+        changed = ["missing"] if imputes != (self.missing == "impute") else []
+        # Types tell nothing here: those of a part of the rows may be others.
+        if not isinstance(self.categorical_features, str) and (
+            self._found_categorical(X) != self._categorical
+        ):
+            changed.append("categorical_features")
+        if changed:
+            raise ValueError(
+                f"{', '.join(changed)} changed since training started; set the old value again, "
+                "or call fit to start anew"
+            )
+
+    def _needs_encoder(self) -> bool:
+        return bool(self._categorical) or self.missing == "impute"
+
+    def _encoded(self, found: Any, weights: np.ndarray | None = None, learn: bool = False) -> Any:
+        """Numbers of a table; the first one says how they are made."""
+        if not isinstance(found, Table):
+            return found
+        if learn:
+            self._columns = ColumnEncoder.learn(
+                found,
+                self._column_names(),
+                self._categorical,
+                impute=self.missing == "impute",
+                weights=weights,
+            )
+        assert self._columns is not None
+        return self._columns.encode(found)
+
+    def _validated(self, X: Any, reset: bool, y: Any = "no_validation") -> Any:
+        if self._columns is None:
+            return super()._validated(X, reset, y)
+        return self._encoded(self._table(X, reset))
+
+    @property
+    def encoded_feature_names_(self) -> list[str]:
+        """Names of the columns that the net sees: categories one by one, and gaps."""
+        check_is_fitted(self)
+        return self._column_names() if self._columns is None else self._columns.feature_names
+
+    def _split(self, rows: Any) -> tuple[Any, LabelledRows]:
         """Rows to learn from and rows held out, drawn from the seed."""
+        if isinstance(rows, StreamedRows):
+            n = round(float(self.validation_fraction) * len(rows))
+            rows, rest = rows.split(min(max(n, 2), _MOST_HELD_OUT))
+            batch = rest.take(slice(0, len(rest)))
+            return rows, LabelledRows(DenseRows(batch.rows), batch.labels)
         seed = self._seed()
         own = seed if isinstance(seed, np.random.RandomState) else seed % 2**32
         kept, watched = train_test_split(
@@ -307,7 +514,7 @@ class MLPEstimator(TorchEstimator):
                 net, RandomStream(own), activation=self._architecture["activation"], init=self.init
             )
             return trainer
-        self._refuse_other_architecture(rows.width)
+        self._refuse_other_architecture(rows.width, "pass warm_start=False")
         self._course = dataclasses.replace(self._course, n_iter=0, rate=1.0)
         options = self._perceptron_options(len(rows))
         trainer = self._trainer_of(copy.deepcopy(self.model_), options, seed)
@@ -325,25 +532,31 @@ class MLPEstimator(TorchEstimator):
         return PerceptronTrainer(net, options, random, gradient=gradient, order=order_stream(seed))
 
     def _descend(
-        self, trainer: PerceptronTrainer, rows: LabelledRows, held_out: LabelledRows | None
+        self,
+        trainer: PerceptronTrainer,
+        rows: LabelledRows,
+        held_out: LabelledRows | None,
+        checkpoint: FitCheckpoint | None,
     ) -> None:
         """Train pass by pass, and go back to the best one where rows were held out."""
-        best = trainer.state()
+        memory = _Memory(self, trainer.state() if held_out is not None else None)
+        if checkpoint is not None:
+            checkpoint.memory = memory
 
         def judge(trainer: Trainer) -> None:
-            nonlocal best
             if held_out is not None and self._judge_score(trainer, held_out):
-                best = trainer.state()
+                memory.best = trainer.state()
 
         def finish(trainer: Trainer) -> None:
-            if held_out is not None:
+            if memory.best is not None:
                 history = trainer.history
-                trainer.restore(*best)
+                trainer.restore(*memory.best)
                 trainer.history = history
             self._measure_population(trainer, rows)
 
+        after_epoch = self._after_epoch(len(rows), judge, warn=True)
         try:
-            self._train(trainer, rows, self._after_epoch(len(rows), judge, warn=True), finish)
+            self._train(trainer, rows, after_epoch, finish, checkpoint)
         except DivergenceError as error:
             if held_out is None:
                 raise
@@ -411,8 +624,24 @@ class MLPEstimator(TorchEstimator):
         if "score_held_out" in record:
             print(f"Validation score: {record['score_held_out']:.6f}")
 
-    def _minimize(self, trainer: PerceptronTrainer, rows: LabelledRows) -> None:
+    def _minimize(
+        self,
+        trainer: PerceptronTrainer,
+        rows: LabelledRows,
+        checkpoint: FitCheckpoint | None,
+    ) -> None:
         """Train by L-BFGS, which knows no passes."""
+        if checkpoint is not None:
+            checkpoint.memory = _Memory(self)
+        if checkpoint is None or not checkpoint.restore(trainer):
+            self._announce(trainer)
+            self._find_minimum(trainer, rows)
+            if checkpoint is not None:
+                checkpoint.save(trainer, ended=True)
+        self._measure_population(trainer, rows)
+        self._publish(trainer)
+
+    def _find_minimum(self, trainer: PerceptronTrainer, rows: LabelledRows) -> None:
         gradient: Any = trainer.gradient
         found = minimize_lbfgs(
             trainer.model,
@@ -437,10 +666,11 @@ class MLPEstimator(TorchEstimator):
         gradient.measure()
         self._course.n_iter = min(int(found.nit), self.max_iter)
         self._course.last_loss = float(gradient.batch_loss)
-        self._measure_population(trainer, rows)
-        self._publish(trainer)
 
-    def _measure_population(self, trainer: Trainer, rows: LabelledRows) -> None:
+    def _measure_population(self, trainer: Trainer, rows: LabelledRows | StreamedRows) -> None:
+        if isinstance(rows, StreamedRows):
+            # The layers need all the rows at once that their statistics are of.
+            rows = LabelledRows(DenseRows(rows.some(_MOST_HELD_OUT).rows), torch.empty(0))
         parts = range(0, len(rows), _BLOCK)
         set_population_statistics(
             trainer.model, (rows.rows.take(slice(k, k + _BLOCK)) for k in parts)
@@ -462,9 +692,13 @@ class MLPEstimator(TorchEstimator):
 
     # ---- parameters ------------------------------------------------------------------------------
 
+    def _is_extendable(self) -> bool:
+        return bool(self.solver != "lbfgs")
+
     def _check_parameters(self) -> None:
         check_one_of("solver", self.solver, _SOLVERS)
         check_one_of("learning_rate", self.learning_rate, _SCHEDULES)
+        check_one_of("missing", self.missing, ("error", "impute"))
         for name in ("max_iter", "max_fun"):
             check_whole(name, getattr(self, name), 1)
         for name in ("tol", "power_t"):
@@ -478,6 +712,11 @@ class MLPEstimator(TorchEstimator):
             check_whole("n_iter_no_change", self.n_iter_no_change, 1)
         if self.batch_size != "auto":
             check_whole("batch_size", self.batch_size, 1)
+        if self.warm_start and self.checkpoint_dir is not None:
+            raise ValueError(
+                "warm_start goes on from the net in memory and checkpoint_dir from that in the "
+                "folder: use one of them; with checkpoint_dir raise max_iter to train on"
+            )
         if self.callback is not None and not callable(self.callback):
             raise ValueError(f"callback must be a callable or None, got {self.callback!r}")
         if self.solver == "lbfgs" and (self.dropout > 0 or self.normalization == "max_norm"):
@@ -505,13 +744,13 @@ class MLPEstimator(TorchEstimator):
             "ghost_batch_size": int(self.ghost_batch_size),
         }
 
-    def _refuse_other_architecture(self, n_features: int) -> None:
+    def _refuse_other_architecture(self, n_features: int, cure: str) -> None:
         asked = self._chosen_architecture(n_features)
         changed = [name for name, value in asked.items() if self._architecture[name] != value]
         if changed:
             raise ValueError(
                 f"{', '.join(changed)} changed since training started; set the old value again, "
-                "or pass warm_start=False to start anew"
+                f"or {cure} to start anew"
             )
 
     def _refuse_other_optimizer(self, asked: PerceptronOptions) -> None:
@@ -564,6 +803,7 @@ class MLPEstimator(TorchEstimator):
             "architecture": self._architecture,
             "out_activation": self.out_activation_,
             "course": dataclasses.asdict(self._course),
+            "columns": None if self._columns is None else self._columns.to_dict(),
         }
 
     def _rebuild(
@@ -577,6 +817,11 @@ class MLPEstimator(TorchEstimator):
         self._architecture = spec["architecture"]
         self._architecture["hidden_layer_sizes"] = tuple(self._architecture["hidden_layer_sizes"])
         self.n_features_in_ = self._architecture["n_features"]
+        # Files of before there were tables do not have it.
+        if spec.get("columns") is not None:
+            self._columns = ColumnEncoder.from_dict(spec["columns"])
+            self._categorical = self._columns.categorical
+            self.n_features_in_ = len(self._columns.names)
         self.n_outputs_ = self._architecture["n_outputs"]
         self.out_activation_ = spec["out_activation"]
         self._course = Course(**spec["course"])

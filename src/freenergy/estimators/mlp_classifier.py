@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -89,10 +90,27 @@ class MLPClassifier(ClassifierMixin, StoredClasses, MLPEstimator):
         See :func:`~freenergy.models.mlp.initialize_perceptron`: scikit-learn's for up to three
         hidden layers, and one that keeps the signal alive in deeper nets.
     class_weight : dict, "balanced" or None, default=None
+    categorical_features : "from_dtype", sequence of str, int or bool, or None, default="from_dtype"
+        Columns that hold categories, each of which becomes a column of zeros and ones; those come
+        behind the numbers. ``"from_dtype"``: the columns of a dataframe that are categorical, or
+        hold strings, or booleans with gaps. A missing category is one of its own; a category that
+        no row of the first call had becomes zeros. Nothing is scaled.
+    missing : {"error", "impute"}, default="error"
+        What to do with missing numbers: refuse them by the name of their column, or put the mean
+        of the first call's rows there, with a column of zeros and ones that says where for each
+        column that had some.
     device : str, default="cpu"
         ``"cpu"``, ``"cuda"``, any torch device, or ``"auto"``: a GPU where there is one.
     callback : callable or None, default=None
-        Called with the trainer after each pass; may stop training.
+        Called with the trainer after each pass; may stop training. Where it has a method
+        ``on_train_begin``, that is called with the trainer before its first pass.
+    checkpoint_dir : path-like or None, default=None
+        Folder in which each pass of :meth:`fit` leaves its state. A fit that was killed, or
+        interrupted, goes on from there when it is called again with the same parameters and data,
+        to the same bits; one that is complete there is loaded, and goes on where ``max_iter`` was
+        raised. Other parameters or data there are refused. Needs an int as ``random_state``. L-BFGS
+        starts from the beginning unless it was complete. What ``callback`` remembers is its own
+        affair.
 
     Attributes
     ----------
@@ -117,6 +135,8 @@ class MLPClassifier(ClassifierMixin, StoredClasses, MLPEstimator):
     out_activation_ : str
     feature_names_in_ : ndarray of shape (n_features,)
         Only where the columns of ``X`` have names.
+    encoded_feature_names_ : list of str
+        Columns that the net sees.
 
     Notes
     -----
@@ -175,8 +195,11 @@ class MLPClassifier(ClassifierMixin, StoredClasses, MLPEstimator):
         ghost_batch_size: int = 32,
         init: str = "auto",
         class_weight: dict[Any, float] | str | None = None,
+        categorical_features: Any = "from_dtype",
+        missing: str = "error",
         device: str = "cpu",
         callback: Callable[[Trainer], None] | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -207,8 +230,11 @@ class MLPClassifier(ClassifierMixin, StoredClasses, MLPEstimator):
         self.ghost_batch_size = ghost_batch_size
         self.init = init
         self.class_weight = class_weight
+        self.categorical_features = categorical_features
+        self.missing = missing
         self.device = device
         self.callback = callback
+        self.checkpoint_dir = checkpoint_dir
 
     @available_if(is_stochastic)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:

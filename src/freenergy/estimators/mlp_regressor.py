@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -82,10 +83,27 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
     init : {"auto", "glorot", "he", "lecun"}, default="auto"
         See :func:`~freenergy.models.mlp.initialize_perceptron`: scikit-learn's for up to three
         hidden layers, and one that keeps the signal alive in deeper nets.
+    categorical_features : "from_dtype", sequence of str, int or bool, or None, default="from_dtype"
+        Columns that hold categories, each of which becomes a column of zeros and ones; those come
+        behind the numbers. ``"from_dtype"``: the columns of a dataframe that are categorical, or
+        hold strings, or booleans with gaps. A missing category is one of its own; a category that
+        no row of the first call had becomes zeros. Nothing is scaled.
+    missing : {"error", "impute"}, default="error"
+        What to do with missing numbers: refuse them by the name of their column, or put the mean
+        of the first call's rows there, with a column of zeros and ones that says where for each
+        column that had some.
     device : str, default="cpu"
         ``"cpu"``, ``"cuda"``, any torch device, or ``"auto"``: a GPU where there is one.
     callback : callable or None, default=None
-        Called with the trainer after each pass; may stop training.
+        Called with the trainer after each pass; may stop training. Where it has a method
+        ``on_train_begin``, that is called with the trainer before its first pass.
+    checkpoint_dir : path-like or None, default=None
+        Folder in which each pass of :meth:`fit` leaves its state. A fit that was killed, or
+        interrupted, goes on from there when it is called again with the same parameters and data,
+        to the same bits; one that is complete there is loaded, and goes on where ``max_iter`` was
+        raised. Other parameters or data there are refused. Needs an int as ``random_state``. L-BFGS
+        starts from the beginning unless it was complete. What ``callback`` remembers is its own
+        affair.
 
     Attributes
     ----------
@@ -110,6 +128,8 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
     out_activation_ : str
     feature_names_in_ : ndarray of shape (n_features,)
         Only where the columns of ``X`` have names.
+    encoded_feature_names_ : list of str
+        Columns that the net sees.
 
     Notes
     -----
@@ -163,8 +183,11 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
         max_norm: float = 3.0,
         ghost_batch_size: int = 32,
         init: str = "auto",
+        categorical_features: Any = "from_dtype",
+        missing: str = "error",
         device: str = "cpu",
         callback: Callable[[Trainer], None] | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.loss = loss
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -195,8 +218,11 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
         self.max_norm = max_norm
         self.ghost_batch_size = ghost_batch_size
         self.init = init
+        self.categorical_features = categorical_features
+        self.missing = missing
         self.device = device
         self.callback = callback
+        self.checkpoint_dir = checkpoint_dir
 
     @available_if(is_stochastic)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:

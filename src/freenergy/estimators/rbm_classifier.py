@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn.utils import skip_init
 
 from freenergy.estimators.base import as_device, order_stream
 from freenergy.estimators.classifier import ProbabilisticClassifier
-from freenergy.estimators.validation import check_range
+from freenergy.estimators.validation import within
 from freenergy.models import DiscriminativeRBM, get_unit
 from freenergy.random import RandomStream
 from freenergy.training.discriminative import DiscriminativeGradient, DiscriminativeOptions
@@ -83,12 +84,22 @@ class RBMClassifier(ProbabilisticClassifier):
     max_norm : float or None, default=None
         Required by ``weight_constraint``.
     shuffle : bool, default=True
+    updates_per_epoch : int or None, default=None
+        End each pass after so many updates, for streams too long for whole passes. None visits
+        all rows.
     device : str, default="cpu"
         ``"cpu"``, ``"cuda"``, any torch device, or ``"auto"``: a GPU where there is one.
     verbose : int, default=0
         Not zero: print a line after each pass.
     callback : callable or None, default=None
-        Called with the trainer after each pass; may stop training.
+        Called with the trainer after each pass; may stop training. Where it has a method
+        ``on_train_begin``, that is called with the trainer before its first pass.
+    checkpoint_dir : path-like or None, default=None
+        Folder in which each pass of :meth:`fit` leaves its state. A fit that was killed, or
+        interrupted, goes on from there when it is called again with the same parameters and data,
+        to the same bits; one that is complete there is loaded, and goes on where ``n_iter`` was
+        raised. Other parameters or data there are refused. Needs an int as ``random_state``. What
+        ``callback`` remembers is its own affair.
 
     Attributes
     ----------
@@ -156,9 +167,11 @@ class RBMClassifier(ProbabilisticClassifier):
         weight_constraint: str | None = None,
         max_norm: float | None = None,
         shuffle: bool = True,
+        updates_per_epoch: int | None = None,
         device: str = "cpu",
         verbose: int = 0,
         callback: Callable[[Trainer], None] | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.n_components = n_components
         self.objective = objective
@@ -188,9 +201,11 @@ class RBMClassifier(ProbabilisticClassifier):
         self.weight_constraint = weight_constraint
         self.max_norm = max_norm
         self.shuffle = shuffle
+        self.updates_per_epoch = updates_per_epoch
         self.device = device
         self.verbose = verbose
         self.callback = callback
+        self.checkpoint_dir = checkpoint_dir
 
     def free_energy(self, X: Any, y: Any = None) -> np.ndarray:
         r"""Free energies :math:`F(x, y)` of rows with their labels, or :math:`F(x)` without.
@@ -227,10 +242,11 @@ class RBMClassifier(ProbabilisticClassifier):
         options: DiscriminativeOptions = super()._options()
         return options
 
-    def _check_values(self, matrix: Any) -> None:
+    def _check_values(self, matrix: Any) -> Any:
         # The conditional likelihood takes any number: the visible units' own part cancels.
-        if self.objective != "discriminative":
-            check_range(matrix, 0.0, 1.0, getattr(self, "feature_names_in_", None))
+        if self.objective == "discriminative":
+            return matrix
+        return within(matrix, 0.0, 1.0, getattr(self, "feature_names_in_", None))
 
     def _learns_without_labels(self) -> bool:
         return self.objective != "discriminative"
@@ -265,6 +281,13 @@ class RBMClassifier(ProbabilisticClassifier):
     ) -> Trainer:
         gradient = DiscriminativeGradient(model, options, random)
         return Trainer(model, options, random, gradient=gradient, order=order_stream(seed))
+
+    def _changed_shape(self) -> list[str]:
+        changed = {
+            "n_components": self.n_components != self.model_.n_hidden,
+            "hidden": get_unit(self.hidden) != self.model_.hidden,
+        }
+        return [name for name, differs in changed.items() if differs]
 
     def _model_spec(self) -> dict[str, Any]:
         return {"hidden": self.model_.hidden.name, **self._stored_classes()}

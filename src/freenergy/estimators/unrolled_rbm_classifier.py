@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -18,8 +20,9 @@ from torch.nn.utils import skip_init
 
 from freenergy.estimators.base import as_device, order_stream
 from freenergy.estimators.bernoulli_rbm import BernoulliRBM
+from freenergy.estimators.checkpoints import FitCheckpoint
 from freenergy.estimators.classifier import ProbabilisticClassifier
-from freenergy.estimators.validation import check_range
+from freenergy.estimators.validation import within
 from freenergy.models import RBM, UnrolledRBM, fold, unroll
 from freenergy.random import RandomStream
 from freenergy.thermodynamics import RBMMonitor
@@ -38,6 +41,8 @@ _WATCHED_STATES = 20
 _MOST_REPEATED = 10
 # Whole numbers up to here are exact in double precision.
 _LARGEST_WHOLE = 2.0**53
+# Of a fit: the training of the layers once they are released.
+_RELEASED = 1
 _PRETRAINING: dict[str, Any] = {
     "n_components": 256,
     "learning_rate": 0.05,
@@ -113,7 +118,14 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         Refuse values outside [0, 1], which are no magnetisations of 0/1 units.
     verbose : int, default=0
     callback : callable or None, default=None
-        Called with the trainer after each pass; may stop training.
+        Called with the trainer after each pass; may stop training. Where it has a method
+        ``on_train_begin``, that is called with the trainer before its first pass.
+    checkpoint_dir : path-like or None, default=None
+        Folder in which each pass of :meth:`fit` leaves its state. A fit that was killed, or
+        interrupted, goes on from there when it is called again with the same parameters and data,
+        to the same bits; one that is complete there is loaded, and goes on where ``n_iter`` was
+        raised. Other parameters or data there are refused. Needs an int as ``random_state``. What
+        ``callback`` remembers is its own affair. The pretraining has a folder in it.
 
     Attributes
     ----------
@@ -159,6 +171,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
     torch.Size([64, 32])
     """
 
+    _takes_streams = False  # The rows are pretrained on and repeated by weight.
     _options_type = LoopOptions
     model_: UnrolledRBM
 
@@ -195,6 +208,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         validate_range: bool = True,
         verbose: int = 0,
         callback: Callable[[Trainer], None] | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.rbm = rbm
         self.pretrain = pretrain
@@ -226,6 +240,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         self.validate_range = validate_range
         self.verbose = verbose
         self.callback = callback
+        self.checkpoint_dir = checkpoint_dir
 
     def fold(self) -> RBM:
         """The RBM that the weights define now: the average of the layers' where they are not tied.
@@ -254,9 +269,14 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         options: LoopOptions = super()._options()
         return options
 
-    def _check_values(self, matrix: Any) -> None:
-        if self.validate_range:
-            check_range(matrix, 0.0, 1.0, getattr(self, "feature_names_in_", None))
+    def _check_values(self, matrix: Any) -> Any:
+        if not self.validate_range:
+            return matrix
+        return within(matrix, 0.0, 1.0, getattr(self, "feature_names_in_", None))
+
+    def _is_extendable(self) -> bool:
+        # Whether the layers are ever released depends on the number of passes.
+        return self.release_after is None and super()._is_extendable()
 
     def _learns_without_labels(self) -> bool:
         return bool(self.pretrain) and not isinstance(self.rbm, FrozenEstimator)
@@ -300,6 +320,8 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         rbm.set_params(device=self.device)
         if not self.pretrain:
             rbm.set_params(n_iter=0)
+        if self.checkpoint_dir is not None and rbm.checkpoint_dir is None:
+            rbm.set_params(checkpoint_dir=Path(self.checkpoint_dir) / "pretraining")
         try:
             rbm._fit_rows(_repeated(rows), dtype)
         except DivergenceError as error:
@@ -320,34 +342,49 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         random = RandomStream(seed, next(net.parameters()).device)
         return Trainer(net, options, random, gradient=gradient, order=order_stream(seed))
 
-    def _learn(self, trainer: Trainer, rows: LabelledRows, stopping: EarlyStopping | None) -> None:
-        rows = rows.part(torch.nonzero(rows.labels >= 0).squeeze(1).cpu())
+    def _learned_from(self, rows: LabelledRows) -> LabelledRows:
+        return rows.part(torch.nonzero(rows.labels >= 0).squeeze(1).cpu())
+
+    def _learn(
+        self,
+        trainer: Trainer,
+        rows: LabelledRows,
+        stopping: EarlyStopping | None,
+        checkpoint: FitCheckpoint | None,
+    ) -> None:
         if self.release_after is None or self.release_after >= self.n_iter:
-            super()._learn(trainer, rows, stopping)
+            super()._learn(trainer, rows, stopping, checkpoint)
             return
         monitors = trainer.monitors
-        if self.release_after > 0 and not self._learn_tied(trainer, rows):
+        released_before = checkpoint is not None and checkpoint.stored_stage == _RELEASED
+        tied = self.release_after > 0 and not released_before
+        if tied and not self._learn_tied(trainer, rows, checkpoint):
             return
+        if checkpoint is not None:
+            checkpoint.stage = _RELEASED
         released = self._trainer_of(trainer.model.untie(), trainer.options, self._seed())
         released.epoch, released.history = trainer.epoch, trainer.history
         released.monitors = monitors
         released.random, released.order = trainer.random, trainer.order
         released.gradient.restore(trainer.gradient.state())
-        super()._learn(released, rows, stopping)
+        super()._learn(released, rows, stopping, checkpoint)
 
-    def _learn_tied(self, trainer: Trainer, rows: LabelledRows) -> bool:
+    def _learn_tied(
+        self, trainer: Trainer, rows: LabelledRows, checkpoint: FitCheckpoint | None
+    ) -> bool:
         """Train up to the release; False where a callback or Ctrl-C ended training before."""
-        after_epoch, due = self._after_epoch(None), False
+        after_epoch, release = self._after_epoch(None), _Release()
 
         def until_release(trainer: Trainer) -> None:
-            nonlocal due
             after_epoch(trainer)
             if trainer.epoch == self.release_after:
-                due = True
+                release.due = True
                 raise StopTraining
 
-        self._train(trainer, rows, until_release)
-        return due
+        if checkpoint is not None:
+            checkpoint.memory = release
+        self._train(trainer, rows, until_release, checkpoint=checkpoint)
+        return release.due
 
     def _stored_parameters(self) -> dict[str, Any]:
         parameters = super()._stored_parameters()
@@ -361,18 +398,35 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         made = None if rbm is None else BernoulliRBM._from_parameters(rbm)
         return super()._from_parameters({**parameters, "rbm": made})
 
-    def _model_spec(self) -> dict[str, Any]:
+    def _changed_shape(self) -> list[str]:
+        loss: Any = cast(Backpropagation, self._trainer.gradient).loss
+        trained = self._sweeps() | loss.keywords
+        if self.release_after is not None:
+            # The layers of one training are tied first and released later.
+            del trained["tied"]
+        asked = {name: getattr(self, name) for name in trained} | _asked_machine(self.rbm)
+        machine: Any = self.model_.machines[0]
+        trained |= {"rbm__n_components": machine.n_hidden, "rbm__beta": self.model_.beta}
+        return [name for name, value in trained.items() if asked[name] != value]
+
+    def _sweeps(self) -> dict[str, Any]:
+        """What the parameters said of the layers when training started."""
         net, dropout = self.model_, 0.0
         if isinstance(net.head, nn.Sequential):
             dropout = float(net.head[0].p)  # type: ignore[arg-type]
         return {
-            "rbm": model_spec(fold(net)),
             "depth": net.depth,
             "tied": net.tied,
             "order": net.order,
-            "beta": net.beta,
             "damping": net.damping,
             "dropout": dropout,
+        }
+
+    def _model_spec(self) -> dict[str, Any]:
+        return {
+            "rbm": model_spec(fold(self.model_)),
+            **self._sweeps(),
+            "beta": self.model_.beta,
             "pretraining_history": self.pretraining_history_,
             **self._stored_classes(),
         }
@@ -405,6 +459,18 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         )
         self.n_features_in_ = rbm.n_visible
         return self._trainer_of(net, options, seed)
+
+
+class _Release:
+    """Whether the layers are to be released, which a checkpoint keeps."""
+
+    due = False
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {"due": self.due}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self.due = values["due"]
 
 
 class _Machine:
@@ -444,6 +510,15 @@ def _repeated(rows: LabelledRows) -> Rows:
 
 def _unfrozen(rbm: Any) -> Any:
     return rbm.estimator if isinstance(rbm, FrozenEstimator) else rbm
+
+
+def _asked_machine(rbm: Any) -> dict[str, Any]:
+    """What the parameter ``rbm`` says of the machine to unroll."""
+    if isinstance(rbm, FrozenEstimator):
+        trained = rbm.estimator
+        return {"rbm__n_components": trained.model_.n_hidden, "rbm__beta": trained._beta}
+    rbm = BernoulliRBM(**_PRETRAINING) if rbm is None else rbm
+    return {"rbm__n_components": rbm.n_components, "rbm__beta": rbm.beta}
 
 
 def _unrolled(rbm: RBM, n_classes: int, dropout: float, **options: Any) -> UnrolledRBM:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from torch.nn.utils import skip_init
 
 from freenergy.estimators.base import as_array, as_device, order_stream
 from freenergy.estimators.unsupervised import UnsupervisedEstimator
-from freenergy.estimators.validation import check_range, unchanged_on_error
+from freenergy.estimators.validation import unchanged_on_error, within
 from freenergy.inference.importance import ImportanceLogLikelihood, importance_log_likelihood
 from freenergy.models import RBM
 from freenergy.models.vae import VAE, unravel
@@ -44,6 +45,7 @@ _SHAPE = {
     "likelihood": "likelihood",
     "activation": "activation",
     "learn_noise": "learn_noise",
+    "noise_variance": "noise_variance",
 }
 
 
@@ -102,6 +104,9 @@ class VariationalAutoencoder(
         bound of the likelihood.
     shuffle : bool, default=True
         Visit the rows in a new order in each pass.
+    updates_per_epoch : int or None, default=None
+        End each pass after so many updates, for streams too long for whole passes, or without
+        end. None visits all rows.
     device : str, default="cpu"
         ``"cpu"``, ``"cuda"``, any torch device, or ``"auto"``: a GPU where there is one.
     validation_fraction : float, default=0.0
@@ -110,7 +115,14 @@ class VariationalAutoencoder(
     monitors : sequence of callables, default=()
         Instruments that read the model after each pass; what they return goes to ``history_``.
     callback : callable or None, default=None
-        Called with the trainer after each pass; may stop training.
+        Called with the trainer after each pass; may stop training. Where it has a method
+        ``on_train_begin``, that is called with the trainer before its first pass.
+    checkpoint_dir : path-like or None, default=None
+        Folder in which each pass of :meth:`fit` leaves its state. A fit that was killed, or
+        interrupted, goes on from there when it is called again with the same parameters and data,
+        to the same bits; one that is complete there is loaded, and goes on where ``n_iter`` was
+        raised. Other parameters or data there are refused. Needs an int as ``random_state``. What
+        ``monitors`` and ``callback`` remember is their own affair.
     validate_range : bool, default=True
         With a Bernoulli likelihood, refuse values outside [0, 1] in ``fit``.
 
@@ -171,10 +183,12 @@ class VariationalAutoencoder(
         l2: float = 0.0,
         beta: float = 1.0,
         shuffle: bool = True,
+        updates_per_epoch: int | None = None,
         device: str = "cpu",
         validation_fraction: float = 0.0,
         monitors: Sequence[Monitor] = (),
         callback: Callable[[Trainer], None] | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
         validate_range: bool = True,
     ) -> None:
         self.n_components = n_components
@@ -199,10 +213,12 @@ class VariationalAutoencoder(
         self.l2 = l2
         self.beta = beta
         self.shuffle = shuffle
+        self.updates_per_epoch = updates_per_epoch
         self.device = device
         self.validation_fraction = validation_fraction
         self.monitors = monitors
         self.callback = callback
+        self.checkpoint_dir = checkpoint_dir
         self.validate_range = validate_range
 
     def fit(self, X: Any, y: Any = None) -> Self:
@@ -212,9 +228,10 @@ class VariationalAutoencoder(
 
         Parameters
         ----------
-        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
+        X : {array-like, sparse matrix, dataframe, stream} of shape (n_samples, n_features)
             With a Bernoulli likelihood values in [0, 1]; grey values count as probabilities of 1.
-            Sparse input stays sparse until its batch.
+            Sparse input stays sparse until its batch. A :func:`freenergy.data.stream`, and
+            whatever it takes, is read while it is learned from.
         y : ignored
 
         Returns
@@ -234,13 +251,11 @@ class VariationalAutoencoder(
         """
         with unchanged_on_error(self, but=(DivergenceError,)):
             rows, dtype = self._training_rows(X, reset=True)
-            held_out: Rows | None = None
-            if self.validation_fraction:
-                kept, watched = self._held_out(len(rows))
-                rows, held_out = rows.part(kept), rows.part(watched)
+            checkpoint = self._checkpoint(rows)
+            rows, held_out = self._divided(rows)
             trainer = self._start(rows, dtype)
             trainer.monitors = self._instruments(held_out)
-            self._train(trainer, rows, self._after_epoch)
+            self._train(trainer, rows, self._after_epoch, checkpoint=checkpoint)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -424,7 +439,7 @@ class VariationalAutoencoder(
         self._options()
         matrix = self._validated(X, reset)
         if self.validate_range and self.likelihood == "bernoulli":
-            check_range(matrix, 0.0, 1.0, getattr(self, "feature_names_in_", None))
+            matrix = within(matrix, 0.0, 1.0, getattr(self, "feature_names_in_", None))
         return self._as_rows(matrix, reset)
 
     def _start(self, rows: Rows, dtype: torch.dtype) -> Trainer:
@@ -432,12 +447,10 @@ class VariationalAutoencoder(
         random = RandomStream(seed, device)
         if isinstance(self.start, RBM):
             self._check_start(self.start, rows.width)
-            model = unravel(self.start, rows.take(slice(0, _START_ROWS))).to(device, dtype)
+            model = unravel(self.start, rows.some(_START_ROWS)).to(device, dtype)
         elif self.start == "random":
-            variance = float(self.noise_variance)
-            spec = self._spec(rows.width) | {"noise_variance": variance}
-            model = skip_init(VAE, **spec, dtype=dtype, device=device)
-            initialize_variational(model, rows, random, noise_variance=variance)
+            model = skip_init(VAE, **self._spec(rows.width), dtype=dtype, device=device)
+            initialize_variational(model, rows, random, noise_variance=model.noise_variance)
         else:
             raise ValueError(
                 f"start must be 'random' or a freenergy.models.RBM, got {self.start!r}"
@@ -461,6 +474,7 @@ class VariationalAutoencoder(
             "likelihood": self.likelihood,
             "activation": self.activation,
             "learn_noise": bool(self.learn_noise),
+            "noise_variance": float(self.noise_variance),
         }
 
     def _check_start(self, rbm: RBM, n_visible: int) -> None:
@@ -483,7 +497,7 @@ class VariationalAutoencoder(
             raise ValueError("monitors must be a sequence: put the instrument into a list")
         monitors = list(self.monitors)
         if held_out is not None:
-            watched = held_out.take(slice(0, _WATCHED_ROWS))
+            watched = held_out.some(_WATCHED_ROWS)
             monitors.append(VariationalMonitor(watched, beta=self.beta))
         return tuple(monitors)
 
@@ -509,15 +523,12 @@ class VariationalAutoencoder(
         if model.likelihood == "gaussian":
             self.noise_variance_ = float(model.log_noise_variance.exp())
 
-    def _refuse_changes(self) -> None:
-        super()._refuse_changes()
+    def _changed_shape(self) -> list[str]:
         asked, trained = self._spec(self.model_.n_visible), self._model_spec()
-        changed = [_SHAPE[name] for name in _SHAPE if asked[name] != trained[name]]
-        if changed:
-            raise ValueError(
-                f"{', '.join(changed)} changed since training started; set the old value again, "
-                "or call fit to start anew"
-            )
+        if self.model_.likelihood == "bernoulli":
+            # It has no noise, and an unravelled RBM was not told of any.
+            asked["noise_variance"] = trained["noise_variance"]
+        return [_SHAPE[name] for name in _SHAPE if asked[name] != trained[name]]
 
     def _model_spec(self) -> dict[str, Any]:
         return {name: getattr(self.model_, name) for name in ("n_visible", *_SHAPE)}

@@ -10,7 +10,13 @@ from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save
 from freenergy.training.discriminative import DiscriminativeGradient, DiscriminativeOptions
 from freenergy.training.estimators import gradient_estimator
 from freenergy.training.options import LoopOptions, TrainingOptions
-from freenergy.training.rows import LabelledBatch, LabelledRows, Rows, as_rows
+from freenergy.training.perceptron import (
+    PerceptronGradient,
+    PerceptronOptions,
+    PerceptronTrainer,
+    minimize_lbfgs,
+)
+from freenergy.training.rows import LabelledBatch, LabelledRows, Rows, StreamedRows, as_rows
 from freenergy.training.run import RunConfig, RunDirectory, RunError, load_model
 from freenergy.training.stopping import EarlyStopping, EntropyCollapse, StopTraining
 from freenergy.training.trainer import DivergenceError, Trainer, initialize
@@ -34,11 +40,15 @@ __all__ = [
     "LabelledRows",
     "LoopOptions",
     "MeanFieldBoltzmannGradient",
+    "PerceptronGradient",
+    "PerceptronOptions",
+    "PerceptronTrainer",
     "Rows",
     "RunConfig",
     "RunDirectory",
     "RunError",
     "StopTraining",
+    "StreamedRows",
     "Trainer",
     "TrainingOptions",
     "VariationalGradient",
@@ -52,5 +62,6 @@ __all__ = [
     "load_checkpoint",
     "load_model",
     "mean_cross_entropy",
+    "minimize_lbfgs",
     "save_checkpoint",
 ]

@@ -129,6 +129,24 @@ class EarlyStopping:
             trainer.restore(*self._state)
             trainer.history = history
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What it remembers of a training: the tensors of the best epoch, and values for JSON."""
+        tensors, best = ({}, None) if self._state is None else self._state
+        values = {
+            "best_epoch": self.best_epoch,
+            "best_value": self.best_value,
+            "passed": self._passed,
+            "waited": self._waited,
+            "best": best,
+        }
+        return tensors, values
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` returned, with a trainer that was restored likewise."""
+        self.best_epoch, self.best_value = values["best_epoch"], values["best_value"]
+        self._passed, self._waited = values["passed"], values["waited"]
+        self._state = None if values["best"] is None else (dict(tensors), values["best"])
+
     def _check(self, trainer: Trainer) -> None:
         if self._trainer is None:
             self._trainer = trainer

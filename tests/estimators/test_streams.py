@@ -1,0 +1,246 @@
+"""Estimators on data that are streamed: the same models, whatever the rows lie in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+
+import freenergy as fe
+from freenergy.data import DataError, stream
+from freenergy.training import CheckpointError
+
+RNG = np.random.default_rng(0)
+CLASSES = RNG.integers(0, 3, 400)
+ROWS = ((RNG.random((3, 8)) < 0.5)[CLASSES] ^ (RNG.random((400, 8)) < 0.1)).astype(np.float32)
+NAMES = np.array(["ant", "bee", "cat"])
+SMALL = 64 * 32  # 64 rows in the buffer, blocks of two.
+
+RBM = fe.BernoulliRBM(6, batch_size=20, n_iter=4, random_state=0)
+VAE = fe.VariationalAutoencoder(4, batch_size=20, n_iter=3, random_state=0)
+CLASSIFIER = fe.RBMClassifier(12, batch_size=20, n_iter=12, random_state=0)
+NET = fe.MLPClassifier((16,), max_iter=8, learning_rate_init=0.02, batch_size=20, random_state=0)
+REGRESSOR = fe.MLPRegressor(
+    hidden_layer_sizes=(16,), max_iter=10, learning_rate_init=0.02, batch_size=20, random_state=0
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*Maximum iterations")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "x").mkdir()
+    for k, part in enumerate(np.array_split(ROWS, 4)):
+        np.save(tmp_path / "x" / f"{k}.npy", part)
+    return tmp_path / "x"
+
+
+def labelled(labels=CLASSES, **options):
+    return stream(ROWS, labels=labels, buffer_bytes=SMALL, **options)
+
+
+def assert_same(one, other):
+    for p, q in zip(one.model_.parameters(), other.model_.parameters(), strict=True):
+        assert_array_equal(p.detach(), q.detach())
+
+
+# ---- densities -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", [RBM, VAE], ids=lambda e: type(e).__name__)
+def test_a_path_a_stream_and_a_torch_dataset_give_the_same_model(estimator, folder):
+    np.save(folder.parent / "x.npy", ROWS)
+    models = [
+        clone(estimator).fit(what)
+        for what in (
+            stream(folder.parent / "x.npy"),
+            str(folder.parent / "x.npy"),
+            torch.utils.data.TensorDataset(torch.from_numpy(ROWS)),
+            stream(ROWS, n_readers=4),
+        )
+    ]
+    for other in models[1:]:
+        assert_same(models[0], other)
+    assert models[0].n_features_in_ == 8
+    assert next(models[0].model_.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("estimator", [RBM, VAE], ids=lambda e: type(e).__name__)
+def test_shards_that_fit_into_the_buffer_train_to_the_bits_of_the_array(estimator, folder):
+    assert_same(clone(estimator).fit(folder), clone(estimator).fit(ROWS))
+
+
+def test_a_stream_is_learned_from_as_well_as_an_array(folder):
+    small = stream(folder, buffer_bytes=SMALL)
+    there, here = (clone(RBM).set_params(n_iter=30).fit(what) for what in (small, ROWS))
+    likelihoods = [rbm.log_likelihood(ROWS).mean for rbm in (there, here)]
+    alone = clone(RBM).set_params(n_iter=0).fit(ROWS).log_likelihood(ROWS).mean
+    assert min(likelihoods) > alone + 0.5
+    assert likelihoods[0] == pytest.approx(likelihoods[1], abs=0.3)
+
+
+def test_results_for_streams_are_those_for_arrays(folder):
+    rbm = clone(RBM).fit(folder)
+    assert_array_equal(rbm.transform(folder), rbm.transform(ROWS))
+    assert_array_equal(rbm.free_energy(stream(folder, buffer_bytes=SMALL)), rbm.free_energy(ROWS))
+    assert_array_equal(rbm.score_samples(folder), rbm.score_samples(ROWS))
+    assert rbm.log_likelihood(folder).mean == pytest.approx(rbm.log_likelihood(ROWS).mean)
+    assert rbm.effective_temperature(folder).temperature > 0
+
+
+def test_results_that_would_not_fit_into_memory_are_refused(folder, monkeypatch):
+    rbm = clone(RBM).fit(folder)
+    monkeypatch.setattr("freenergy.estimators.base._MOST_RESULT_BYTES", 400 * 4)
+    assert len(rbm.free_energy(folder)) == 400
+    with pytest.raises(ValueError, match=r"takes .* GB or more: go through the blocks"):
+        rbm.transform(folder)
+
+
+def test_rows_of_a_stream_are_held_out_and_watched(folder):
+    rbm = clone(RBM).set_params(validation_fraction=0.25, method="ptt").fit(folder)
+    assert len(rbm.history_["log_likelihood_held_out"]) == 4
+    vae = clone(VAE).set_params(validation_fraction=0.25).fit(folder)
+    assert len(vae.history_["free_energy_held_out"]) == 3
+
+
+def test_values_are_checked_and_binarised_on_the_way(folder):
+    grey = 3 * ROWS
+    with pytest.raises(DataError, match=r"value 3 in column .*, row 0: outside"):
+        clone(RBM).fit(stream(grey))
+    assert_same(clone(RBM).fit(stream(grey, binarize=0.5)), clone(RBM).fit(stream(ROWS)))
+    with pytest.raises(DataError, match="standardised"):
+        clone(RBM).fit(stream(grey, standardize=True))
+    clone(VAE).set_params(likelihood="gaussian").fit(stream(grey, standardize=True))
+
+
+def test_a_broken_shard_leaves_a_fitted_model_as_it_was(folder):
+    rbm = clone(RBM).fit(folder)
+    before = rbm.components_.copy()
+    shard = np.load(folder / "2.npy")
+    shard[50, 3] = np.nan
+    np.save(folder / "2.npy", shard)
+    with pytest.raises(DataError, match=r"2\.npy has NaN in column 3, row 50"):
+        rbm.fit(folder)
+    assert_array_equal(rbm.components_, before)
+    assert_array_equal(rbm.score_samples(ROWS), rbm.score_samples(ROWS))
+
+
+def test_a_shard_that_goes_midway_leaves_the_checkpoint(folder, tmp_path):
+    def lose(trainer):
+        if trainer.epoch == 2:
+            (folder / "1.npy").rename(tmp_path / "1.npy")
+
+    small = stream(folder, buffer_bytes=SMALL)
+    rbm = clone(RBM).set_params(checkpoint_dir=tmp_path / "kept", callback=lose)
+    with pytest.raises(DataError, match=r"1\.npy is not there any more"):
+        rbm.fit(small)
+    assert not hasattr(rbm, "model_")
+    (tmp_path / "1.npy").rename(folder / "1.npy")
+    assert_same(rbm.set_params(callback=None).fit(small), clone(RBM).fit(small))
+    with pytest.raises(CheckpointError, match="the data"):
+        rbm.fit(stream(ROWS[:200]))
+
+
+def test_the_width_must_be_that_of_the_fit(folder):
+    rbm = clone(RBM).fit(folder)
+    with pytest.raises(ValueError, match="has 5 features, but BernoulliRBM is expecting 8"):
+        rbm.transform(stream(ROWS[:, :5]))
+
+
+def test_columns_of_a_table_have_their_names(tmp_path):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(ROWS, columns=list("abcdefgh"))
+    frame.to_parquet(tmp_path / "x.parquet")
+    rbm = clone(RBM).fit(tmp_path / "x.parquet")
+    assert list(rbm.feature_names_in_) == list("abcdefgh")
+    assert_array_equal(rbm.transform(frame), rbm.transform(tmp_path / "x.parquet"))
+    frame[list("hgfedcba")].to_parquet(tmp_path / "y.parquet")
+    with pytest.raises(ValueError, match="columns of the fit"):
+        rbm.transform(tmp_path / "y.parquet")
+
+
+def test_partial_fit_takes_a_stream_that_fits(folder):
+    rbm = clone(RBM).partial_fit(folder)
+    assert_allclose(rbm.components_, clone(RBM).partial_fit(ROWS).components_, rtol=1e-5)
+
+
+# ---- labels --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", [CLASSIFIER, NET], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("early", [False, True])
+def test_classes_are_learned_from_a_stream(estimator, early):
+    options = {"early_stopping": early, "validation_fraction": 0.2}
+    there, here = (clone(estimator).set_params(**options) for _ in range(2))
+    there.fit(labelled(NAMES[CLASSES]))
+    here.fit(ROWS, NAMES[CLASSES])
+    assert there.classes_.tolist() == NAMES.tolist()
+    scores = [model.score(ROWS, NAMES[CLASSES]) for model in (there, here)]
+    assert scores[0] > 0.85
+    assert scores[0] == pytest.approx(scores[1], abs=0.06)
+    assert_array_equal(there.predict(stream(ROWS)), there.predict(ROWS))
+
+
+@pytest.mark.parametrize("objective", ["discriminative", "generative", "hybrid"])
+def test_every_objective_learns_from_a_stream(objective):
+    """To the bit as from an array, where the buffer holds all rows."""
+    estimator = clone(CLASSIFIER).set_params(objective=objective, n_iter=3)
+    labels = CLASSES
+    if objective != "discriminative":
+        labels = np.where(np.arange(400) % 4, CLASSES, -1)
+        estimator.set_params(unlabeled=-1)
+    there = clone(estimator).fit(stream(ROWS, labels=labels))
+    assert_same(there, clone(estimator).fit(ROWS, labels))
+    assert there.classes_.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("estimator", [CLASSIFIER, NET, REGRESSOR], ids=lambda e: type(e).__name__)
+def test_labels_may_be_given_apart_or_be_items(estimator):
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self):
+            return 400
+
+        def __getitem__(self, k):
+            return ROWS[k], int(CLASSES[k])
+
+    estimator = clone(estimator)
+    first = clone(estimator).fit(labelled())
+    assert_same(first, clone(estimator).fit(stream(ROWS, buffer_bytes=SMALL), CLASSES))
+    assert_same(first, clone(estimator).fit(stream(Pairs(), buffer_bytes=SMALL)))
+
+
+def test_a_regression_is_learned_from_a_stream():
+    targets = ROWS @ np.arange(8.0) + 1.0
+    net = clone(REGRESSOR).fit(labelled(targets))
+    assert net.score(ROWS, targets) > 0.9
+    assert net.score(stream(ROWS), targets) == net.score(ROWS, targets)
+
+
+def test_batch_normalisation_knows_a_sample_of_the_stream():
+    net = clone(NET).set_params(normalization="batch").fit(labelled())
+    assert net.score(ROWS, CLASSES) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("estimator", "options", "message"),
+    [
+        (CLASSIFIER, {"class_weight": "balanced"}, "class_weight need arrays"),
+        (NET, {"class_weight": "balanced"}, "class_weight needs arrays"),
+        (NET, {"solver": "lbfgs"}, "lbfgs' needs arrays"),
+        (NET, {"warm_start": True}, "warm_start needs arrays"),
+        (fe.UnrolledRBMClassifier(), {}, "learns from arrays only"),
+    ],
+)
+def test_what_needs_all_rows_at_once_is_refused(estimator, options, message):
+    with pytest.raises(ValueError, match=message):
+        clone(estimator).set_params(**options).fit(labelled())
+
+
+def test_a_stream_without_labels_is_no_classification(folder):
+    for estimator in (CLASSIFIER, NET, REGRESSOR):
+        with pytest.raises(DataError, match="has no labels; name them"):
+            clone(estimator).fit(folder)
+    with pytest.raises(ValueError, match="takes arrays here"):
+        clone(CLASSIFIER).partial_fit(folder, CLASSES, classes=[0, 1, 2])
