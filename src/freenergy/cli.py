@@ -26,13 +26,18 @@ from freenergy.inference import gibbs
 from freenergy.models import Unit, get_unit
 from freenergy.progress import Reporter
 from freenergy.random import RandomStream
-from freenergy.report import write
+from freenergy.report import Page, write
 from freenergy.studies.assessment import Assessment, assess, certify_run
 from freenergy.studies.assessment_page import advice_words, state_words, verdict_words
-from freenergy.studies.conjecture import ConjectureSettings
+from freenergy.studies.conjecture import ConjectureSettings, read_conjecture, run_conjecture
+from freenergy.studies.conjecture_page import conjecture_page
 from freenergy.studies.conjecture_page import verdict as conjecture_verdict
+from freenergy.studies.depth import DepthSettings, read_depth, run_depth
+from freenergy.studies.depth_page import depth_page
+from freenergy.studies.folder import study_of
 from freenergy.studies.learning import LearningSettings, read_assessment
-from freenergy.studies.results import describe, split_held_out
+from freenergy.studies.results import describe
+from freenergy.studies.run_data import RunData, is_streamed, open_data, to_unit
 from freenergy.studies.run_page import run_page
 from freenergy.studies.study import read_study, run_study, study_page
 from freenergy.thermodynamics import RBMMonitor, TemperatureMonitor
@@ -44,7 +49,6 @@ from freenergy.training import (
     RunError,
     Trainer,
     TrainingOptions,
-    as_rows,
     load_checkpoint,
     load_model,
 )
@@ -63,10 +67,20 @@ DataOption = Annotated[
     str,
     typer.Option("--data", help="digits, mnist, fashion-mnist, cifar10, or a path to a file."),
 ]
+StreamOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="digits, mnist, fashion-mnist, cifar10, or a path: of a file, of a folder of .npy or "
+        ".parquet shards, FILE.h5:/inside or STORE.zarr:/inside.",
+    ),
+]
 BinarizeOption = Annotated[
     str, typer.Option(help="Values above this become 1, others 0; 'none' keeps grey values.")
 ]
 _TRAINING = TrainingOptions()
+_WATCHED_ROWS = 1000
+_CERTIFIED_ROWS = 10_000
 
 
 @app.command()
@@ -79,8 +93,19 @@ def study(
     hidden: Annotated[int | None, typer.Option(help="Hidden units.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Trainings at a time, each in a process.  [default: number of cores]"),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="One question alone: conjecture or depth.  [default: all]")
+    ] = None,
 ) -> None:
-    """Train RBMs by CD, PCD, PTT and EMF, compare them and backprop, count minima; report."""
+    """Train RBMs by CD, PCD, PTT and EMF, compare them and backprop, and deep nets; report."""
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+    if only not in (None, "conjecture", "depth"):
+        raise ValueError(f"--only takes conjecture or depth, got {only!r}")
     threshold = _threshold(binarize)
     dataset = data.load(data_name, binarize=threshold)
     changes: dict[str, Any] = {}
@@ -89,45 +114,72 @@ def study(
             if value < 1:
                 raise ValueError(f"--{name.removeprefix('n_')} must be at least 1, got {value}")
             changes[name] = tuple(range(value)) if name == "seeds" else value
-    settings = dataclasses.replace(LearningSettings.for_data(dataset), **changes)
-    conjecture_settings = ConjectureSettings.for_data(dataset)
-    if hidden is not None:
-        # Small enough to be judged exactly, whatever the other studies use.
-        changes["n_hidden"] = min(hidden, conjecture_settings.n_hidden)
-    conjecture_settings = dataclasses.replace(conjecture_settings, **changes)
     out = out or _new_folder(f"study-{dataset.name}")
+    record: dict[str, Any] = {
+        "n_jobs": jobs or -1,
+        "reporter": Reporter(),
+        "command": _command(),
+        "binarize": threshold,
+        "source": _absolute(data_name),
+    }
     try:
-        found = run_study(
-            dataset,
-            out,
-            settings,
-            conjecture_settings,
-            reporter=Reporter(),
-            command=_command(),
-            binarize=threshold,
-            source=_absolute(data_name),
-        )
+        if only is None:
+            run_study(dataset, out, *_study_settings(dataset, changes), **record)
+        elif only == "conjecture":
+            run_conjecture(dataset, out, _study_settings(dataset, changes)[1], **record)
+        else:
+            run_depth(dataset, out, _study_settings(dataset, changes)[2], **record)
     except KeyboardInterrupt:
         raise _Interrupted(
             f"go on with the same command and --out {shlex.quote(str(out))}"
         ) from None
-    page = study_page(found)
+    page = _page_of_study(out)
     path = write(page, out / "report.html")
     if page.verdict is not None:
         print(page.verdict.text)
-    if found.conjecture is not None:
-        status = conjecture_verdict(found.conjecture).status
+    if only is None and (conjecture := read_study(out).conjecture) is not None:
+        status = conjecture_verdict(conjecture).status
         print(f"The conjecture that backprop lowers the free energy: {status}.")
     print(f"report: {path}")
+
+
+def _study_settings(
+    dataset: data.Dataset, changes: dict[str, Any]
+) -> tuple[LearningSettings, ConjectureSettings, DepthSettings]:
+    """Settings that fit the data, with what was asked for otherwise."""
+    conjecture, depth = ConjectureSettings.for_data(dataset), DepthSettings.for_data(dataset)
+    small = dict(changes)
+    if "n_hidden" in small:
+        # Small enough to be judged exactly, whatever the other studies use.
+        small["n_hidden"] = min(small["n_hidden"], conjecture.n_hidden)
+    deep = {"n_epochs": changes["n_epochs"]} if "n_epochs" in changes else {}
+    return (
+        dataclasses.replace(LearningSettings.for_data(dataset), **changes),
+        dataclasses.replace(conjecture, **small),
+        dataclasses.replace(depth, **deep),
+    )
+
+
+def _page_of_study(folder: Path) -> Page:
+    kind = study_of(folder)
+    if kind == "conjecture":
+        return conjecture_page(read_conjecture(folder))
+    if kind == "depth":
+        return depth_page(read_depth(folder))
+    return study_page(read_study(folder))
 
 
 @app.command()
 def train(
     context: typer.Context,
-    data_name: DataOption = "digits",
+    data_name: StreamOption = "digits",
     out: Annotated[Path | None, typer.Option(help="Run directory to make.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run directory to go on with.")] = None,
     binarize: BinarizeOption = "0.5",
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Column of Parquet shards, or array of a store, that is no feature."),
+    ] = None,
     method: Annotated[str, typer.Option(help="cd, pcd, emf or ptt.")] = _TRAINING.method,
     hidden: Annotated[int, typer.Option(help="Hidden units.")] = 256,
     unit: Annotated[
@@ -168,6 +220,10 @@ def train(
     shuffle: Annotated[
         bool, typer.Option(help="Visit the rows in a new order in each epoch.")
     ] = _TRAINING.shuffle,
+    updates_per_epoch: Annotated[
+        int | None,
+        typer.Option(help="End each epoch after so many updates.  [default: whole passes]"),
+    ] = _TRAINING.updates_per_epoch,
     beta: Annotated[float, typer.Option(help="Inverse temperature.")] = _TRAINING.beta,
     weight_constraint: Annotated[
         str | None, typer.Option(help="l1, l2 or frobenius; needs --max-norm.")
@@ -182,7 +238,7 @@ def train(
         _refuse_changes(context)
         run = RunDirectory(resume)
         config = run.config()
-        parts = split_held_out(_data_of(config))
+        rows_of = _data_of(config)
         config = _extended(run, config, epochs)
     else:
         options = TrainingOptions(
@@ -203,20 +259,22 @@ def train(
             persistent=persistent,
             centered=centered,
             shuffle=shuffle,
+            updates_per_epoch=updates_per_epoch,
             beta=beta,
             weight_constraint=weight_constraint,
             max_norm=max_norm,
         )
         threshold = _threshold(binarize)
-        dataset = data.load(data_name, binarize=threshold)
+        rows_of = open_data(data_name, threshold, labels)
         config = RunConfig(
             {
                 "name": _absolute(data_name),
                 "binarize": threshold,
-                "fingerprint": dataset.fingerprint,
-                "image_shape": dataset.image_shape,
+                "labels": labels,
+                "fingerprint": rows_of.fingerprint,
+                "image_shape": rows_of.image_shape,
             },
-            dataset.x_train.shape[1],
+            rows_of.width,
             hidden,
             options,
             seed,
@@ -226,9 +284,8 @@ def train(
             device=_device(device),
             command=_command(),
         )
-        parts = split_held_out(dataset)
-        run = RunDirectory(out or _new_folder(f"train-{dataset.name}"))
-    trainer, rows = _trainer(config, parts)
+        run = RunDirectory(out or _new_folder(f"train-{rows_of.name}"))
+    trainer, rows = _trainer(config, rows_of)
     if resume is None:
         # Only now: whatever is refused is refused before the folder is made.
         run = RunDirectory.create(run.path, config)
@@ -237,15 +294,18 @@ def train(
     print(f"report: {_write_run_report(run)}")
 
 
-def _trainer(config: RunConfig, parts: tuple[np.ndarray, np.ndarray]) -> tuple[Trainer, Rows]:
+def _trainer(config: RunConfig, rows_of: RunData) -> tuple[Trainer, Rows]:
     """The trainer of a run at its start, with its rows."""
-    unit = get_unit(config.visible)
-    train_rows, held_out = (_to_unit(x, unit) for x in parts)
+    unit, options = get_unit(config.visible), config.options
     like = torch.empty(0, dtype=getattr(torch, config.dtype), device=_device(config.device))
-    rows = as_rows(train_rows, like)
+    start_rows = None
+    if options.updates_per_epoch is not None:
+        start_rows = options.updates_per_epoch * options.batch_size
+    rows = rows_of.rows(unit, like, start_rows)
+    held_out = to_unit(rows_of.held_out, unit)
     beta = config.options.beta
     monitors = (
-        RBMMonitor(train_rows, held_out, beta=beta),
+        RBMMonitor(rows.some(_WATCHED_ROWS), held_out, beta=beta),
         TemperatureMonitor(_nearest_states(unit, held_out), beta=beta),
     )
     try:
@@ -288,7 +348,7 @@ def _certify(
     if trainer.certificate is None and trainer.epoch > 0:
         certificate = certify_run(
             trainer.model,
-            rows.take(slice(0, len(rows))),
+            rows.some(_CERTIFIED_ROWS),
             config.options,
             chains=trainer.gradient.state().get("chain"),
             seed=config.seed,
@@ -309,12 +369,13 @@ def _refuse_changes(context: typer.Context) -> None:
             raise ValueError(f"a run keeps its options: drop {parameter.opts[0]} beside --resume")
 
 
-def _data_of(config: RunConfig) -> data.Dataset:
+def _data_of(config: RunConfig) -> RunData:
     """The data of a run, as it was when the run started."""
-    dataset = data.load(config.data["name"], binarize=config.data.get("binarize"))
-    if dataset.fingerprint != config.data.get("fingerprint"):
-        raise RunError(f"the data {config.data['name']!r} is not what the run started with")
-    return dataset
+    stored = config.data
+    found = open_data(stored["name"], stored.get("binarize"), stored.get("labels"))
+    if found.fingerprint != stored.get("fingerprint"):
+        raise RunError(f"the data {stored['name']!r} is not what the run started with")
+    return found
 
 
 def _extended(run: RunDirectory, config: RunConfig, epochs: int | None) -> RunConfig:
@@ -370,27 +431,25 @@ def evaluate(
             raise ValueError("a checkpoint file does not name its data: give DATA")
         if binarize is not None:
             raise ValueError("the run's own rows are binarised as they were: drop --binarize")
-        dataset = _data_of(config)
-        values = split_held_out(dataset)[1]
+        found_data = _data_of(config)
+        name, values = found_data.name, found_data.held_out
     else:
         own = 0.5 if config is None else config.data.get("binarize")
-        dataset = data.load(data_name, binarize=own if binarize is None else _threshold(binarize))
-        values = dataset.x_train if dataset.x_test is None else dataset.x_test
-        check_finite(values)
-        check_range(values, 0.0, 1.0)
-    if dataset.x_train.shape[1] != model.n_visible:
+        threshold = own if binarize is None else _threshold(binarize)
+        name, values = _given(data_name, threshold)
+    if values.shape[1] != model.n_visible:
         raise ValueError(
-            f"{dataset.name} has {dataset.x_train.shape[1]} columns, but the model has "
-            f"{model.n_visible} visible units"
+            f"{name} has {values.shape[1]} columns, but the model has {model.n_visible} visible "
+            "units"
         )
-    rows = _to_unit(values, model.visible)
+    rows = to_unit(values, model.visible)
     directory = RunDirectory(run) if config is not None else None
     own = _options_of(run)
     # The chains and the ladder of the training are at its own temperature.
     climbable = directory is not None and beta in (None, own.beta)
     found = assess(
         model,
-        _to_unit(_training_rows(config, values), model.visible),
+        to_unit(_training_rows(config, values), model.visible),
         rows,
         beta=own.beta if beta is None else beta,
         n_steps=own.n_steps,
@@ -406,7 +465,19 @@ def evaluate(
     if as_json:
         print(found.to_json(), end="")
     else:
-        _print_assessment(found, f"{run} on {dataset.name}")
+        _print_assessment(found, f"{run} on {name}")
+
+
+def _given(name: str, threshold: float | None) -> tuple[str, np.ndarray]:
+    """Rows to measure a model with: all those of a file, or a sample of a stream."""
+    if is_streamed(name):
+        found = data.stream(name, binarize=threshold).within(0.0, 1.0)
+        return found.name, found.sample(_CERTIFIED_ROWS).rows.astype(np.float32)
+    dataset = data.load(name, binarize=threshold)
+    values = dataset.x_train if dataset.x_test is None else dataset.x_test
+    check_finite(values)
+    check_range(values, 0.0, 1.0)
+    return dataset.name, values
 
 
 def _training_rows(config: RunConfig | None, given: np.ndarray) -> np.ndarray:
@@ -414,7 +485,7 @@ def _training_rows(config: RunConfig | None, given: np.ndarray) -> np.ndarray:
     if config is None:
         return given
     try:
-        return split_held_out(_data_of(config))[0]
+        return _data_of(config).learned_from()
     except (data.DataError, RunError) as error:
         warnings.warn(
             f"the rows that the run learned from are not there ({error}); the given rows stand in "
@@ -501,7 +572,7 @@ def report(
 ) -> None:
     """Write the report of a run or of a study again."""
     if (run / "study.json").exists():
-        print(f"report: {write(study_page(read_study(run)), run / 'report.html')}")
+        print(f"report: {write(_page_of_study(run), run / 'report.html')}")
     else:
         print(f"report: {_write_run_report(RunDirectory(run))}")
 
@@ -542,12 +613,6 @@ def _nearest_states(unit: Unit, rows: torch.Tensor) -> torch.Tensor:
     """Rows as states of a binary unit: grey values go to the nearer one."""
     low, high = min(unit.support), max(unit.support)
     return torch.where(rows > 0.5 * (low + high), high, low).to(rows)
-
-
-def _to_unit(rows: np.ndarray, unit: Unit) -> torch.Tensor:
-    """Rows in [0, 1] as values of a binary unit."""
-    low, high = min(unit.support), max(unit.support)
-    return torch.from_numpy(rows) * (high - low) + low
 
 
 def _absolute(name: str) -> str:

@@ -22,6 +22,7 @@ from freenergy.training import (
     gradient_estimator,
     initialize,
 )
+from freenergy.training.rows import DenseRows
 from freenergy.training.trainer import START_SCALE, has_diverged
 
 METHODS = ("cd", "pcd", "emf")
@@ -256,24 +257,18 @@ def test_decay_pulls_the_weights_and_not_the_biases(start, data):
 # ---- epochs --------------------------------------------------------------------------------------
 
 
-class Recorded:
+class Recorded(DenseRows):
     """Rows that note which of them were asked for."""
 
     def __init__(self, data):
-        self.data, self.taken = data, []
-        self.width = data.shape[1]
-
-    def __len__(self):
-        return len(self.data)
+        super().__init__(data)
+        self.taken = []
 
     def take(self, index):
         self.taken.append(
             np.arange(len(self))[index if isinstance(index, slice) else index.numpy()]
         )
-        return self.data[index]
-
-    def mean(self):
-        return self.data.mean(0)
+        return super().take(index)
 
 
 def test_each_epoch_visits_every_row_once_in_a_new_order(start, data):

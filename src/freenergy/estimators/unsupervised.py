@@ -8,7 +8,7 @@ import torch
 
 from freenergy.estimators.base import TorchEstimator
 from freenergy.estimators.validation import unchanged_on_error
-from freenergy.training.rows import Rows
+from freenergy.training.rows import Rows, StreamedRows
 from freenergy.training.trainer import Trainer
 
 __all__ = ["UnsupervisedEstimator"]
@@ -50,6 +50,15 @@ class UnsupervisedEstimator(TorchEstimator):
     def _training_rows(self, X: Any, reset: bool) -> tuple[Rows, torch.dtype]:
         """Validated rows, and the precision of the model."""
         raise NotImplementedError
+
+    def _divided(self, rows: Rows) -> tuple[Rows, Rows | None]:
+        """Rows to learn from, and those held out where ``validation_fraction`` asks for it."""
+        if not self.validation_fraction:
+            return rows, None
+        if isinstance(rows, StreamedRows):
+            return rows.split(self._n_held_out(len(rows)))
+        kept, watched = self._held_out(len(rows))
+        return rows.part(kept), rows.part(watched)
 
     def _start(self, rows: Rows, dtype: torch.dtype) -> Trainer:
         """A trainer at the start of a training on these rows."""

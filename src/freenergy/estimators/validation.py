@@ -9,7 +9,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["check_finite", "check_range", "unchanged_on_error"]
+from freenergy.data import DataStream
+
+__all__ = ["check_finite", "check_range", "unchanged_on_error", "within"]
 
 # SciPy has no type information of its own, so a union with its classes would say no more.
 Matrix: TypeAlias = Any
@@ -49,7 +51,13 @@ def _values(X: Matrix) -> np.ndarray:
     return X.data if sp.issparse(X) else X.ravel()
 
 
-def check_finite(X: Matrix, names: np.ndarray | None = None) -> None:
+def check_finite(
+    X: Matrix,
+    names: np.ndarray | None = None,
+    *,
+    allow_nan: bool = False,
+    hint: str = "remove or impute it",
+) -> None:
     """Refuse NaN and infinities by name of column.
 
     Parameters
@@ -57,6 +65,10 @@ def check_finite(X: Matrix, names: np.ndarray | None = None) -> None:
     X : ndarray or CSR matrix of shape (n_samples, n_features)
     names : ndarray of str, default=None
         Of the columns, where they have names.
+    allow_nan : bool, default=False
+        Refuse infinities only.
+    hint : str
+        What to do about a NaN.
 
     Raises
     ------
@@ -74,14 +86,14 @@ def check_finite(X: Matrix, names: np.ndarray | None = None) -> None:
     with np.errstate(invalid="ignore", over="ignore"):
         if np.isfinite(values.sum(dtype=np.float64)):
             return
-    bad = ~np.isfinite(values)
+    bad = np.isinf(values) if allow_nan else ~np.isfinite(values)
     if not bad.any():
         return
     row, column, value = _first(X, bad)
     kind = "NaN" if np.isnan(value) else "infinity"
     raise ValueError(
-        f"Input X contains {kind} in {_column(column, names)}, first in row {row}: remove or "
-        "impute it"
+        f"Input X contains {kind} in {_column(column, names)}, first in row {row}: "
+        f"{hint if kind == 'NaN' else 'remove or impute it'}"
     )
 
 
@@ -115,3 +127,30 @@ def check_range(X: Matrix, low: float, high: float, names: np.ndarray | None = N
         f"[{low:g}, {high:g}]: scale the data to this range, for example with "
         "sklearn.preprocessing.MinMaxScaler(clip=True), or binarise it"
     )
+
+
+def within(X: Matrix, low: float, high: float, names: np.ndarray | None = None) -> Matrix:
+    """Rows whose values lie in ``[low, high]``: checked at once, those of a stream as it is read.
+
+    Parameters
+    ----------
+    X : ndarray, CSR matrix or DataStream
+    low, high : float
+    names : ndarray of str, default=None
+        Of the columns, where they have names.
+
+    Raises
+    ------
+    ValueError
+        As :func:`check_range`.
+
+    Examples
+    --------
+    >>> within(np.eye(2), 0.0, 1.0)
+    array([[1., 0.],
+           [0., 1.]])
+    """
+    if isinstance(X, DataStream):
+        return X.within(low, high)
+    check_range(X, low, high, names)
+    return X

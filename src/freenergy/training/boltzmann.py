@@ -267,6 +267,15 @@ def initialize_boltzmann(
     The biases of the visible units are the fields that give the columns' means, with one
     pseudo-count for each value of the unit; those of the hidden units are zero.
 
+    Parameters
+    ----------
+    model : BoltzmannMachine
+        Changed in place.
+    rows : Rows
+    random : RandomStream
+    beta : float, default=1
+        Inverse temperature at which the means are those of the data.
+
     Examples
     --------
     >>> import torch

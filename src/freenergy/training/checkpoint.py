@@ -80,6 +80,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     ------
     CheckpointError
         When the file is missing, cut short, altered, or of another kind; the message names it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "state.safetensors"
+    ...     save_checkpoint(path, {"chain": torch.ones(2)}, {"epoch": 3})
+    ...     tensors, values = load_checkpoint(path)
+    >>> tensors["chain"], values["epoch"]
+    (tensor([1., 1.]), 3)
     """
     path = Path(path)
     if not path.is_file():

@@ -28,6 +28,17 @@ def gradient_estimator(
 ) -> GradientEstimator:
     """The estimator that ``options.method`` names.
 
+    Parameters
+    ----------
+    model : RBM
+    options : TrainingOptions
+    random : RandomStream
+        Source of the chains' draws, on the model's device.
+
+    Returns
+    -------
+    GradientEstimator
+
     Examples
     --------
     >>> import torch

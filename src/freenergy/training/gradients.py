@@ -142,7 +142,27 @@ class GradientEstimator(ABC):
 
 
 class ContrastiveDivergence(GradientEstimator):
-    """CD-k: the chains of each update start at its batch (Hinton 2002)."""
+    """CD-k: the chains of each update start at its batch (Hinton 2002).
+
+    Parameters
+    ----------
+    model : RBM
+    options : TrainingOptions
+    random : RandomStream
+        Source of the chains' draws, on the model's device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from freenergy.models import RBM
+    >>> from freenergy.random import RandomStream
+    >>> from freenergy.training import TrainingOptions
+    >>> rbm = RBM(4, 3)
+    >>> gradient = ContrastiveDivergence(rbm, TrainingOptions(method="cd"), RandomStream(0))
+    >>> gradient.compute(torch.ones(10, 4))
+    >>> rbm.weight.grad.shape
+    torch.Size([4, 3])
+    """
 
     @torch.no_grad()
     def compute(self, batch: Tensor) -> None:
@@ -168,6 +188,25 @@ class PersistentContrastiveDivergence(GradientEstimator):
 
     The chain is kept by its hidden state, so that the last v → h of an update shares one product
     with the data's.
+
+    Parameters
+    ----------
+    model : RBM
+    options : TrainingOptions
+    random : RandomStream
+        Source of the chains' draws, on the model's device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from freenergy.models import RBM
+    >>> from freenergy.random import RandomStream
+    >>> from freenergy.training import TrainingOptions
+    >>> rbm, options = RBM(4, 3), TrainingOptions(n_chains=7)
+    >>> gradient = PersistentContrastiveDivergence(rbm, options, RandomStream(0))
+    >>> gradient.compute(torch.ones(10, 4))
+    >>> rbm.weight.grad.shape, gradient.chain.shape
+    (torch.Size([4, 3]), torch.Size([7, 3]))
     """
 
     def __init__(self, model: RBM, options: TrainingOptions, random: RandomStream) -> None:
@@ -201,6 +240,25 @@ class ExtendedMeanField(GradientEstimator):
 
     States are magnetisations of both layers, swept ``n_steps`` times for each update. They
     persist between updates, or start at the rows of each batch.
+
+    Parameters
+    ----------
+    model : RBM
+    options : TrainingOptions
+    random : RandomStream
+        Source of the chains' draws, on the model's device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from freenergy.models import RBM
+    >>> from freenergy.random import RandomStream
+    >>> from freenergy.training import TrainingOptions
+    >>> rbm = RBM(4, 3)
+    >>> gradient = ExtendedMeanField(rbm, TrainingOptions(method="emf"), RandomStream(0))
+    >>> gradient.compute(torch.ones(10, 4))
+    >>> rbm.weight.grad.shape
+    torch.Size([4, 3])
     """
 
     def __init__(self, model: RBM, options: TrainingOptions, random: RandomStream) -> None:

@@ -60,6 +60,9 @@ class LoopOptions:
         Required by ``weight_constraint``.
     shuffle : bool, default=True
         Whether each epoch visits the rows in a new random order.
+    updates_per_epoch : int or None, default=None
+        End each epoch after so many updates, for data too long for whole passes, or without end;
+        each epoch then visits other rows. None visits all rows.
 
     Raises
     ------
@@ -89,6 +92,7 @@ class LoopOptions:
     weight_constraint: str | None = None
     max_norm: float | None = None
     shuffle: bool = True
+    updates_per_epoch: int | None = None
 
     def __post_init__(self) -> None:
         check_one_of("optimizer", self.optimizer, OPTIMIZERS)
@@ -96,6 +100,8 @@ class LoopOptions:
         check_one_of("weight_constraint", self.weight_constraint, (None, *CONSTRAINTS))
         check_whole("n_epochs", self.n_epochs, 0)
         check_whole("batch_size", self.batch_size, 1)
+        if self.updates_per_epoch is not None:
+            check_whole("updates_per_epoch", self.updates_per_epoch, 1)
         for name in ("learning_rate", "beta"):
             check_positive(name, getattr(self, name))
         for name in ("learning_rate_decay", "l1", "l2"):

@@ -1,18 +1,31 @@
-"""Rows of data as a trainer asks for them: dense tensors and sparse matrices alike."""
+"""Rows of data as a trainer asks for them: tensors, sparse matrices and streams alike."""
 
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple, Protocol
+from collections.abc import Generator
+from contextlib import closing
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from freenergy.data import Block, ColumnStatistics, DataStream
 from freenergy.random import RandomStream
 
-__all__ = ["DenseRows", "LabelledBatch", "LabelledRows", "Rows", "SparseRows", "as_rows"]
+__all__ = [
+    "DenseRows",
+    "LabelledBatch",
+    "LabelledRows",
+    "Rows",
+    "SparseRows",
+    "StreamedRows",
+    "as_rows",
+    "rows_in",
+]
 
 _BLOCK = 4096
 
@@ -25,7 +38,27 @@ class Rows(Protocol):
         """Number of columns."""
         ...
 
+    @property
+    def n_rows(self) -> int | None:
+        """Number of rows; None where nobody knows."""
+        ...
+
+    @property
+    def total(self) -> float:
+        """Sum of the rows' weights, on which the means rest."""
+        ...
+
     def __len__(self) -> int: ...
+
+    def batches(
+        self, size: int, order: RandomStream | None = None, limit: int | None = None
+    ) -> Generator[Any]:
+        """Batches of one epoch, at most ``limit``; without ``order`` as the rows lie."""
+        ...
+
+    def some(self, n_rows: int) -> Any:
+        """Up to so many rows that stand for all, to watch a model with."""
+        ...
 
     def take(self, index: Tensor | slice) -> Tensor:
         """Dense rows, on the model's device and in its precision."""
@@ -40,7 +73,43 @@ class Rows(Protocol):
         ...
 
 
-class DenseRows:
+class _RowsInMemory:
+    """What rows that are all at hand have in common."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def take(self, index: Tensor | slice) -> Any:
+        """The rows at these positions."""
+        raise NotImplementedError
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self)
+
+    @property
+    def total(self) -> float:
+        """Number of rows, each of which has a weight of one."""
+        return float(len(self))
+
+    def batches(
+        self, size: int, order: RandomStream | None = None, limit: int | None = None
+    ) -> Generator[Any]:
+        """Batches of one epoch, in an order drawn uniformly from all."""
+        n = len(self)
+        # The order within one batch makes no difference, so none is drawn for it.
+        permutation = order.permutation(n) if order is not None and n > size else None
+        for start in range(0, n if limit is None else min(n, limit * size), size):
+            part = slice(start, min(start + size, n))
+            yield self.take(part if permutation is None else permutation[part])
+
+    def some(self, n_rows: int) -> Any:
+        """The first rows."""
+        return self.take(slice(0, n_rows))
+
+
+class DenseRows(_RowsInMemory):
     """Rows of one tensor, which is moved to the device whole."""
 
     def __init__(self, data: Tensor) -> None:
@@ -70,7 +139,7 @@ class DenseRows:
         return self.data.mean(0, dtype=torch.float64).to(self.data)
 
 
-class SparseRows:
+class SparseRows(_RowsInMemory):
     """Rows of a CSR matrix; only the batch at hand is ever dense."""
 
     def __init__(self, data: sp.csr_array, dtype: torch.dtype, device: torch.device) -> None:
@@ -120,7 +189,7 @@ class LabelledBatch(NamedTuple):
     weights: Tensor | None
 
 
-class LabelledRows:
+class LabelledRows(_RowsInMemory):
     """Rows with a label each, and perhaps a weight.
 
     Examples
@@ -182,8 +251,120 @@ class LabelledRows:
         return (total / self.total).to(self.weights)
 
 
-def as_rows(data: np.ndarray | Tensor | sp.sparray | sp.spmatrix, like: Tensor) -> Rows:
-    """Rows of an array, a tensor or a sparse matrix, with the precision and device of ``like``.
+class StreamedRows:
+    """Rows of a stream; only buffers and the batch at hand are in memory.
+
+    Parameters
+    ----------
+    stream : DataStream
+        Where its labels are encoded, batches are :class:`LabelledBatch`.
+    like : Tensor
+        Has the precision and the device of the batches.
+    start_rows : int, default=None
+        About so many rows are enough for the means; None reads all.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from freenergy.data import stream
+    >>> rows = StreamedRows(stream(np.eye(4)), torch.empty(0))
+    >>> [batch.shape for batch in rows.batches(3, RandomStream(0))]
+    [torch.Size([3, 4]), torch.Size([1, 4])]
+    """
+
+    def __init__(self, stream: DataStream, like: Tensor, *, start_rows: int | None = None) -> None:
+        self.stream = stream
+        self.like = like.detach()
+        self.start_rows = start_rows
+        self._dtype = np.dtype(np.float64 if like.dtype == torch.float64 else np.float32)
+
+    @property
+    def width(self) -> int:
+        """Number of columns, without labels."""
+        return self.stream.width
+
+    @property
+    def n_rows(self) -> int | None:
+        """Number of rows; None where nobody knows."""
+        return self.stream.n_rows
+
+    @cached_property
+    def statistics(self) -> ColumnStatistics:
+        """Means of the columns and counts of the labels, in one pass that is made once."""
+        counted = self.stream.encode is not None
+        return self.stream.statistics(n_rows=self.start_rows, count_labels=counted)
+
+    @property
+    def total(self) -> float:
+        """Number of rows that the means rest on."""
+        return float(self.statistics.n_rows)
+
+    def __len__(self) -> int:
+        n = self.n_rows
+        if n is None:
+            raise ValueError(f"nobody knows how many rows {self.stream.name} has")
+        return n
+
+    def batches(
+        self, size: int, order: RandomStream | None = None, limit: int | None = None
+    ) -> Generator[Any]:
+        """Batches of one epoch, mixed by block and buffer."""
+        with closing(self.stream.batches(size, order, limit)) as blocks:
+            for block in blocks:
+                yield self._batch(Block(self.stream.values(block.rows, self._dtype), block.labels))
+
+    def some(self, n_rows: int) -> Any:
+        """Rows of evenly spaced blocks."""
+        return self._batch(self.stream.sample(n_rows))
+
+    def take(self, index: Tensor | slice) -> Any:
+        """The rows of a slice, where they fit into memory."""
+        if not isinstance(index, slice) or index.step not in (None, 1):
+            raise TypeError("a stream gives contiguous rows only")
+        start, stop, _ = index.indices(len(self))
+        return self._batch(self.stream.read(start, stop))
+
+    def part(self, index: Tensor) -> StreamedRows:
+        """Not of a stream: see :meth:`split`."""
+        raise TypeError("a stream is not divided row by row; split it")
+
+    def split(self, n_held_out: int) -> tuple[StreamedRows, StreamedRows]:
+        """Rows to learn from, and rows held out of evenly spaced blocks."""
+        kept, held_out = (
+            StreamedRows(part, self.like, start_rows=self.start_rows)
+            for part in self.stream.split(n_held_out)
+        )
+        return kept, held_out
+
+    def mean(self) -> Tensor:
+        """Mean of each column, summed in double precision."""
+        return torch.from_numpy(self.statistics.mean).to(self.like)
+
+    def class_shares(self, n_classes: int) -> Tensor:
+        """Share of each class among the labelled rows, with one pseudo-count for each."""
+        counts = torch.ones(n_classes, dtype=torch.float64)
+        for label, count in zip(*self.statistics.labels, strict=True):
+            if label >= 0:
+                counts[int(label)] += int(count)
+        return (counts / counts.sum()).to(self.like.device)
+
+    def _batch(self, block: Block) -> Any:
+        rows = torch.from_numpy(block.rows).to(self.like)
+        if self.stream.encode is None or block.labels is None:
+            return rows
+        labels = torch.from_numpy(block.labels).to(self.like.device)
+        return LabelledBatch(rows, labels if labels.dtype == torch.int64 else labels.to(rows), None)
+
+
+def rows_in(batch: Any) -> int:
+    """Number of rows of a batch, labelled or not."""
+    return len(batch.rows if isinstance(batch, LabelledBatch) else batch)
+
+
+def as_rows(
+    data: np.ndarray | Tensor | sp.sparray | sp.spmatrix | DataStream, like: Tensor
+) -> Rows:
+    """Rows of any kind of data, with the precision and device of ``like``.
 
     Examples
     --------
@@ -192,6 +373,8 @@ def as_rows(data: np.ndarray | Tensor | sp.sparray | sp.spmatrix, like: Tensor) 
     >>> rows.take(slice(0, 1))
     tensor([[1., 0., 0.]])
     """
+    if isinstance(data, DataStream):
+        return StreamedRows(data, like)
     if sp.issparse(data):
         return SparseRows(sp.csr_array(data), like.dtype, like.device)
     if not isinstance(data, Tensor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any, Protocol, cast
 
 import torch
@@ -15,7 +16,7 @@ from freenergy.normalization.constraints import apply_constraint
 from freenergy.random import RandomStream
 from freenergy.training.estimators import gradient_estimator
 from freenergy.training.options import LoopOptions, TrainingOptions
-from freenergy.training.rows import LabelledRows, Rows
+from freenergy.training.rows import LabelledRows, Rows, StreamedRows, rows_in
 from freenergy.training.stopping import StopTraining
 
 __all__ = [
@@ -83,6 +84,23 @@ def initialize(
     :math:`\operatorname{logit}\langle v_i\rangle / \beta`. One pseudo-count for each value of the
     unit keeps a constant column finite. Hidden biases are zero. The weights of labels are drawn as
     the others, and their biases are the logarithms of the classes' shares, smoothed likewise.
+
+    Parameters
+    ----------
+    model : RBM or DiscriminativeRBM
+        Changed in place.
+    rows : Rows or LabelledRows
+    random : RandomStream
+    beta : float, default=1
+        Inverse temperature at which the means are those of the data.
+
+    Examples
+    --------
+    >>> from freenergy.training.rows import as_rows
+    >>> rbm, rows = RBM(2, 3), as_rows(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.empty(0))
+    >>> initialize(rbm, rows, RandomStream(0))
+    >>> rbm.visible_bias.detach().sigmoid()
+    tensor([0.7500, 0.5000])
     """
     draws = random.normal((model.n_hidden, model.n_visible), scale=START_SCALE)
     model.weight.copy_(draws.T)
@@ -90,11 +108,11 @@ def initialize(
     pseudo_count = len(support)
     middle = sum(support) / pseudo_count
     mean = rows.mean().double().clamp(min(support), max(support))
-    n = rows.total if isinstance(rows, LabelledRows) else len(rows)
+    n = rows.total
     smoothed = (n * mean + pseudo_count * middle) / (n + pseudo_count)
     model.visible_bias.copy_(model.visible.field(smoothed) / beta)
     model.hidden_bias.zero_()
-    if isinstance(model, DiscriminativeRBM) and isinstance(rows, LabelledRows):
+    if isinstance(model, DiscriminativeRBM) and isinstance(rows, LabelledRows | StreamedRows):
         model.label_weight.copy_(random.normal(model.label_weight.shape, scale=START_SCALE))
         model.label_bias.copy_(rows.class_shares(len(model.label_bias)).log() / beta)
 
@@ -182,7 +200,8 @@ class Trainer:
         Parameters
         ----------
         rows : Rows or LabelledRows
-            The data; all rows are visited in each epoch.
+            The data; all rows are visited in each epoch, unless ``options.updates_per_epoch``
+            ends it before.
         on_epoch : callable, default=None
             Called with the trainer after each epoch, its record already in ``history``. It may
             raise :class:`~freenergy.training.StopTraining` to end training, with its message as a
@@ -217,18 +236,19 @@ class Trainer:
 
     def _run_epoch(self, rows: Rows | LabelledRows, on_batch: Callable[[int], None] | None) -> None:
         begin = time.perf_counter()
-        options, n = self.options, len(rows)
+        options = self.options
         rate = options.learning_rate_at(self.epoch)
-        # The order within one batch makes no difference, so none is drawn for it.
-        shuffled = options.shuffle and n > options.batch_size
-        permutation = self.order.permutation(n) if shuffled else None
-        for start in range(0, n, options.batch_size):
-            part = slice(start, min(start + options.batch_size, n))
-            for group in self.optimizer.param_groups:
-                group["lr"] = options.learning_rate_at(self.epoch + start / n)
-            self.update(rows.take(part if permutation is None else permutation[part]))
-            if on_batch is not None:
-                on_batch(part.stop - part.start)
+        order = self.order if options.shuffle else None
+        n, done = _epoch_rows(rows, options), 0
+        # Closed, so that whatever reads ahead stops with the epoch.
+        with closing(rows.batches(options.batch_size, order, options.updates_per_epoch)) as batches:
+            for batch in batches:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = options.learning_rate_at(self.epoch + (done / n if n else 0))
+                self.update(batch)
+                done += rows_in(batch)
+                if on_batch is not None:
+                    on_batch(rows_in(batch))
         self.constrain()
         if has_diverged(self.model, options.beta):
             raise DivergenceError(
@@ -303,6 +323,14 @@ class Trainer:
         self.certificate = meta.get("certificate")
         self.random.restore(meta["random"])
         self.order.restore(meta["order"])
+
+
+def _epoch_rows(rows: Rows | LabelledRows, options: LoopOptions) -> int | None:
+    """Rows that an epoch visits; None where nobody knows."""
+    if options.updates_per_epoch is None:
+        return rows.n_rows
+    most = options.updates_per_epoch * options.batch_size
+    return most if rows.n_rows is None else min(rows.n_rows, most)
 
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:

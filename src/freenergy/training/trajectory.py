@@ -56,7 +56,28 @@ def _bennett(works: list[tuple[Tensor, Tensor]]) -> FreeEnergyDifference:
 
 
 def ladder_of(state: dict[str, Tensor], like: RBM) -> Ladder:
-    """The ladder in a stored state of :class:`TrajectoryTempering`, for models like this one."""
+    """The ladder in a stored state of :class:`TrajectoryTempering`, for models like this one.
+
+    Parameters
+    ----------
+    state : dict of Tensor
+        Of :meth:`TrajectoryTempering.state`.
+    like : RBM
+        Gives the types of units, precision and device.
+
+    Returns
+    -------
+    Ladder
+
+    Examples
+    --------
+    >>> from freenergy.random import RandomStream
+    >>> from freenergy.training import TrainingOptions
+    >>> rbm = RBM(4, 3)
+    >>> gradient = TrajectoryTempering(rbm, TrainingOptions(method="ptt"), RandomStream(0))
+    >>> len(ladder_of(gradient.state(), rbm))
+    2
+    """
     weight, visible_bias, hidden_bias = (
         state[f"ladder_{name}"].to(like.weight, copy=True)
         for name in ("weight", "visible_bias", "hidden_bias")
@@ -65,7 +86,25 @@ def ladder_of(state: dict[str, Tensor], like: RBM) -> Ladder:
 
 
 class TrajectoryTempering(PersistentContrastiveDivergence):
-    """PCD-k whose chains are exchanged with those of earlier models of the same training."""
+    """PCD-k whose chains are exchanged with those of earlier models of the same training.
+
+    Parameters
+    ----------
+    model : RBM
+    options : TrainingOptions
+    random : RandomStream
+        Source of the chains' draws, on the model's device.
+
+    Examples
+    --------
+    >>> from freenergy.random import RandomStream
+    >>> from freenergy.training import TrainingOptions
+    >>> rbm = RBM(4, 3)
+    >>> gradient = TrajectoryTempering(rbm, TrainingOptions(method="ptt"), RandomStream(0))
+    >>> gradient.compute(torch.ones(10, 4))
+    >>> rbm.weight.grad.shape, len(gradient.ladder)
+    (torch.Size([4, 3]), 2)
+    """
 
     def __init__(self, model: RBM, options: TrainingOptions, random: RandomStream) -> None:
         super().__init__(model, options, random)

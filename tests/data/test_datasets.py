@@ -12,8 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from freenergy import data
-from freenergy.data import DataError, Dataset, load
+from freenergy.data import DataError, Dataset, datasets, load
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +22,7 @@ def no_network(monkeypatch, tmp_path):
     def fail(*args, **kwargs):
         raise URLError("no network in the tests")
 
-    monkeypatch.setattr(data, "fetch_openml", fail)
+    monkeypatch.setattr(datasets, "fetch_openml", fail)
     monkeypatch.delenv("FREENERGY_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -61,7 +60,7 @@ def test_digits_split_is_stratified_and_complete():
         assert y.dtype == np.int64
         assert np.ptp(np.bincount(y) / len(y)) < 0.012
     rows = np.concatenate([digits.x_train, digits.x_test])
-    whole = data.load_digits().data / 16
+    whole = datasets.load_digits().data / 16
     assert sorted(map(bytes, rows)) == sorted(map(bytes, whole.astype(np.float32)))
 
 
@@ -492,8 +491,8 @@ def test_without_folder_and_network_the_error_says_what_to_do(name):
 
 
 def test_openml_gives_the_same_dataset_as_the_folder(rng, tmp_path, monkeypatch):
-    known = data._Images(("mnist.npz",), "mnist_784", n_train=7, n_test=3, image_shape=(28, 28))
-    monkeypatch.setitem(data._IMAGES, "mnist", known)
+    known = datasets._Images(("mnist.npz",), "mnist_784", n_train=7, n_test=3, image_shape=(28, 28))
+    monkeypatch.setitem(datasets._IMAGES, "mnist", known)
     x, y = images(rng, 10, (28, 28)), np.arange(10)
     np.savez(tmp_path / "mnist.npz", x_train=x[:7], y_train=y[:7], x_test=x[7:], y_test=y[7:])
 
@@ -502,7 +501,7 @@ def test_openml_gives_the_same_dataset_as_the_folder(rng, tmp_path, monkeypatch)
         assert options["return_X_y"]
         return x.reshape(10, 784).astype(np.int64), y.astype(str).astype(object)
 
-    monkeypatch.setattr(data, "fetch_openml", fetch)
+    monkeypatch.setattr(datasets, "fetch_openml", fetch)
     from_openml = load("mnist")
     monkeypatch.setenv("FREENERGY_DATA", str(tmp_path))
     assert load("mnist").fingerprint == from_openml.fingerprint
@@ -511,7 +510,7 @@ def test_openml_gives_the_same_dataset_as_the_folder(rng, tmp_path, monkeypatch)
 
 def test_an_openml_copy_cut_short_is_refused(monkeypatch):
     monkeypatch.setattr(
-        data, "fetch_openml", lambda *args, **kwargs: (np.zeros((5, 784)), np.zeros(5))
+        datasets, "fetch_openml", lambda *args, **kwargs: (np.zeros((5, 784)), np.zeros(5))
     )
     with pytest.raises(DataError, match="has 5 rows instead of 70000"):
         load("mnist")
@@ -520,7 +519,7 @@ def test_an_openml_copy_cut_short_is_refused(monkeypatch):
 # ---- the real sets, where they are --------------------------------------------------------------
 
 FOLDER = Path(
-    os.environ.get("FREENERGY_DATA") or Path(__file__).parents[2] / "shared" / "data"
+    os.environ.get("FREENERGY_DATA") or Path(__file__).parents[3] / "shared" / "data"
 ).absolute()
 
 

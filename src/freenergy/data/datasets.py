@@ -12,8 +12,8 @@ import importlib.util
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -24,25 +24,15 @@ from numpy.typing import NDArray
 from sklearn.datasets import fetch_openml, load_digits
 from sklearn.model_selection import train_test_split
 
-__all__ = ["NAMES", "DataError", "Dataset", "load"]
+from freenergy.data.errors import DataError, blaming, reason_of
+
+__all__ = ["NAMES", "Dataset", "load"]
 
 Array = NDArray[Any]
 
 _FIELDS = ("x_train", "y_train", "x_test", "y_test")
 _ENDINGS = (".npz", ".npy", ".csv", ".parquet")
 _ENDINGS_TEXT = ".npz, .npy, .csv or .parquet"
-
-
-class DataError(ValueError):
-    """Data that cannot be used, in one line that says what to do about it.
-
-    Examples
-    --------
-    >>> load("mnits")
-    Traceback (most recent call last):
-        ...
-    freenergy.data.DataError: no data called 'mnits'; did you mean 'mnist'? ...
-    """
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -234,8 +224,8 @@ def _fetch(name: str) -> dict[str, Array]:
         )
     except (OSError, HTTPException, ValueError) as error:
         raise DataError(
-            f"cannot fetch {name!r} from OpenML ({_reason(error)}); connect to the network, or set "
-            f"FREENERGY_DATA to a folder that holds {' or '.join(images.files)}"
+            f"cannot fetch {name!r} from OpenML ({reason_of(error)}); connect to the network, or "
+            f"set FREENERGY_DATA to a folder that holds {' or '.join(images.files)}"
         ) from error
     if len(x) != images.n_train + images.n_test:
         raise DataError(
@@ -281,13 +271,13 @@ def _read(path: Path) -> dict[str, Array]:
     """The arrays of a file under the names of :class:`Dataset`, as they are stored."""
     if path.suffix.lower() in (".csv", ".parquet"):
         return {"x_train": _read_table(path)}
-    with _blaming(path):
+    with blaming(path):
         stored = np.load(path, allow_pickle=False)
     if isinstance(stored, np.ndarray):
         return {"x_train": stored}
     with stored:
         keys = _choose(stored.files, path)
-        with _blaming(path):
+        with blaming(path):
             return {field: stored[key] for field, key in keys.items()}
 
 
@@ -311,7 +301,7 @@ def _read_table(path: Path) -> Array:
         # Only here: pandas is an extra.
         import pandas as pd
 
-        with _blaming(path):
+        with blaming(path):
             frame = _read_csv(path, pd) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
     except ImportError as error:
         raise DataError(f"reading {path} needs: pip install freenergy[tables]") from error
@@ -340,25 +330,6 @@ def _read_csv(path: Path, pd: Any) -> Any:
         # Row numbers would be learned as a feature.
         raise DataError(f"{path} has a first column without a name; write it without the index")
     return frame
-
-
-@contextmanager
-def _blaming(path: Path) -> Iterator[None]:
-    """Turn what a parser raises into a :class:`DataError` that names the file."""
-    try:
-        yield
-    except (DataError, ImportError):
-        raise
-    except Exception as error:  # damage can surface anywhere in a parser, as any exception
-        raise DataError(
-            f"cannot read {path}: it is damaged, or holds Python objects, which are never loaded "
-            f"({_reason(error)}); write it again"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 # ---- arrays --------------------------------------------------------------------------------------

@@ -1,0 +1,605 @@
+"""Data that need not fit into memory, as a stream of blocks, batches and statistics."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freenergy.data.errors import DataError
+from freenergy.data.items import IterableSource
+from freenergy.data.opening import is_source, open_source
+from freenergy.data.reading import in_batches, mixed, read_ahead
+from freenergy.data.sources import ArraySource, Block, Labelled, Source, joined
+from freenergy.data.statistics import (
+    ColumnStatistics,
+    Standardization,
+    counted,
+    moments,
+    pooled,
+    standardization,
+)
+from freenergy.random import RandomStream
+
+__all__ = ["LARGE_BYTES", "DataStream", "as_stream", "stream"]
+
+Array: TypeAlias = NDArray[Any]
+Encoder: TypeAlias = Callable[[Array], Array]
+"""Takes labels as they are stored, returns numbers, one or several for each row."""
+
+LARGE_BYTES = 2**28
+"""Memory maps and files beyond this are streamed, smaller ones are loaded."""
+
+_BUFFER_BYTES = 2**28
+_BLOCKS_IN_BUFFER = 32
+# Narrow rows would make buffers of so many that drawing places costs more than reading.
+_MOST_BUFFERED = 2**20
+_MOST_HELD_TOGETHER = 2**30
+_SPREAD = 16
+_PIXELS = 255.0
+
+
+def stream(
+    what: Any,
+    *,
+    labels: Any = None,
+    binarize: float | None = None,
+    standardize: bool | Standardization = False,
+    full_scale: float | None = None,
+    buffer_bytes: int = _BUFFER_BYTES,
+    n_readers: int = 2,
+) -> DataStream:
+    """Rows that are read while they are learned from, in memory that buffers bound.
+
+    Parameters
+    ----------
+    what : path, array, torch Dataset, IterableDataset or DataLoader, h5py or zarr array
+        A path is that of an ``.npy`` or ``.parquet`` file, of a folder of such shards (read in
+        the order of their names), or ``FILE.h5:/inside`` or ``STORE.zarr:/inside``, where the
+        part from the colon can be left out if there is one array only. Rows of more than one
+        dimension are flattened. A row group of Parquet is never divided.
+    labels : str, path or array, default=None
+        The name of a Parquet column, or of an array in the same HDF5 file or Zarr store; or
+        ``.npy`` shards; or an array. A torch Dataset has them in its items ``(row, label)``.
+    binarize : float, default=None
+        Make every value 1 where it is greater than this threshold, and 0 elsewhere.
+    standardize : bool or Standardization, default=False
+        Shift and scale each column to mean 0 and variance 1, in a first pass over the rows; or as
+        another stream's ``standardization`` says.
+    full_scale : float, default=None
+        Values are divided by it. None is 255 for uint8 whose first rows go beyond 0 and 1, and
+        1 otherwise.
+    buffer_bytes : int, default=2**28
+        Size of the buffer in which rows are mixed. A block that is read at once is a 32nd of it.
+    n_readers : int, default=2
+        Threads that read ahead; the order of the rows does not depend on it.
+
+    Returns
+    -------
+    DataStream
+        What ``fit`` of every estimator takes for its ``X``.
+
+    Raises
+    ------
+    DataError
+        When the data cannot be used; the message names the shard.
+
+    Examples
+    --------
+    >>> rows = stream(np.arange(12.0).reshape(6, 2), binarize=5.5)
+    >>> rows
+    DataStream('ndarray', n_rows=6, width=2)
+    >>> [block.rows.tolist() for block in rows.blocks()]
+    [[[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]]
+    """
+    if binarize is not None and standardize is not False:
+        raise DataError("binarize and standardize exclude each other; drop one of them")
+    for name, value in (("binarize", binarize), ("full_scale", full_scale)):
+        if value is not None and (isinstance(value, bool | np.bool) or not math.isfinite(value)):
+            raise DataError(f"{name}={value} is not a number; give one such as 0.5")
+    if full_scale is not None and full_scale <= 0:
+        raise DataError(f"full_scale={full_scale} must be positive")
+    for name, count in (("buffer_bytes", buffer_bytes), ("n_readers", n_readers)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise DataError(f"{name} must be a whole number of at least 1, got {count!r}")
+    source = open_source(what, labels)
+    width = math.prod(source.shape[1:])
+    buffer_rows = min(_MOST_BUFFERED, max(1, buffer_bytes // (width * source.dtype.itemsize)))
+    block_rows = max(1, buffer_rows // _BLOCKS_IN_BUFFER)
+    ranges: tuple[tuple[int, int], ...] = ()
+    if isinstance(source, Source):
+        cuts = source.cuts(block_rows)
+        ranges = tuple(zip(cuts, [*cuts[1:], len(source)], strict=True))
+    found = DataStream(
+        source,
+        ranges,
+        block_rows,
+        buffer_rows,
+        n_readers,
+        full_scale=_full_scale(source, block_rows) if full_scale is None else float(full_scale),
+        threshold=binarize,
+    )
+    if standardize is False:
+        return found
+    return found.standardized(standardize if isinstance(standardize, Standardization) else None)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DataStream:
+    """Rows that are read in blocks, checked, transformed, and mixed; see :func:`stream`.
+
+    Attributes
+    ----------
+    source : Source or IterableSource
+        Where they lie.
+    ranges : tuple of (int, int)
+        The blocks, first row and end; empty where rows come one after the other only.
+    block_rows, buffer_rows : int
+        Rows that are read at once, and that are mixed.
+    n_readers : int
+    full_scale : float
+        What values are divided by.
+    threshold : float or None
+        What greater values become 1 for.
+    standardization : Standardization or None
+    span : (float, float)
+        What 0 and 1 become at last.
+    bounds : (float, float) or None
+        What values must lie in, before ``span``; checked as they are read.
+    encode : callable or None
+        Makes numbers of the labels; without it they are left out of batches.
+    """
+
+    source: Source | IterableSource
+    ranges: tuple[tuple[int, int], ...]
+    block_rows: int
+    buffer_rows: int
+    n_readers: int
+    full_scale: float = 1.0
+    threshold: float | None = None
+    standardization: Standardization | None = None
+    span: tuple[float, float] = (0.0, 1.0)
+    bounds: tuple[float, float] | None = None
+    encode: Encoder | None = None
+
+    @property
+    def name(self) -> str:
+        """Where the rows come from."""
+        return self.source.name
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return math.prod(self.source.shape[1:])
+
+    @property
+    def n_rows(self) -> int | None:
+        """Number of rows; None where nobody knows."""
+        if isinstance(self.source, IterableSource):
+            return None
+        return sum(stop - start for start, stop in self.ranges)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values that are given out: float64 where they are stored so, else float32."""
+        return np.dtype(np.float64 if self.source.dtype == np.float64 else np.float32)
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of the columns, where they have some."""
+        return self.source.columns
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """The shape of a row that is stored with more than one dimension."""
+        return self.source.shape[1:] if len(self.source.shape) > 2 else None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the shape, the type, the shards' names and lengths, and of sampled rows.
+
+        Sixteen places, evenly spaced, are read with up to 64 rows each: it tells other data from
+        these without reading them all, and may miss a change between those places.
+        """
+        digest = hashlib.sha256(f"{self.source.dtype.str} {self.source.shape}\n".encode())
+        digest.update(f"{self.full_scale} {self.threshold}\n".encode())
+        if isinstance(self.source, Source):
+            digest.update(repr(self.source.parts()).encode())
+            for start in np.linspace(0, max(0, len(self.source) - 64), _SPREAD).astype(int):
+                stop = min(int(start) + 64, len(self.source))
+                rows, labels = self.source.read(int(start), stop)
+                digest.update(rows.tobytes())
+                digest.update(b"" if labels is None else repr(labels.tolist()).encode())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        return f"DataStream({self.name!r}, n_rows={self.n_rows}, width={self.width})"
+
+    # ---- the same rows, otherwise ----------------------------------------------------------------
+
+    def within(self, low: float, high: float) -> DataStream:
+        """The same rows, whose values are checked to lie in ``[low, high]`` as they are read."""
+        if self.standardization is not None:
+            raise DataError(
+                f"{self.name} is standardised, so that values lie outside [{low:g}, {high:g}]; "
+                "binarise it instead"
+            )
+        return replace(self, bounds=(low, high))
+
+    def onto(self, low: float, high: float) -> DataStream:
+        """The same rows with ``low`` in place of 0 and ``high`` in place of 1."""
+        return replace(self, span=(low, high))
+
+    def encoded(self, encode: Encoder) -> DataStream:
+        """The same rows with labels as numbers.
+
+        Raises
+        ------
+        DataError
+            When there are no labels.
+        """
+        if not self.has_labels:
+            raise DataError(f"{self.name} has no labels; name them: stream(..., labels=...)")
+        return replace(self, encode=encode)
+
+    def labelled(self, labels: Any) -> DataStream:
+        """The same rows with these labels, one for each row that lies there."""
+        if isinstance(self.source, IterableSource):
+            raise DataError(f"labels of {self.name} must be part of its items: pairs (row, label)")
+        rows = self.source.rows if isinstance(self.source, Labelled) else self.source
+        return replace(self, source=Labelled(rows, ArraySource(np.asarray(labels), "labels")))
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether rows have labels."""
+        return self.source.has_labels
+
+    def standardized(self, by: Standardization | None = None) -> DataStream:
+        """The same rows with columns of mean 0 and variance 1, or shifted and scaled ``by`` those.
+
+        Raises
+        ------
+        DataError
+            When the widths differ, or a value is not finite.
+        """
+        if by is None:
+            by = standardization(self.statistics(variances=True))
+        if by.mean.shape != (self.width,):
+            raise DataError(
+                f"{self.name} has {self.width} columns, but the standardization has {by.mean.size}"
+            )
+        return replace(self, standardization=by)
+
+    def split(self, n_held_out: int) -> tuple[DataStream, DataStream]:
+        """Rows to learn from, and rows held out: the ends of some blocks, evenly spaced.
+
+        Parameters
+        ----------
+        n_held_out : int
+            Between 1 and the number of rows minus 1.
+
+        Returns
+        -------
+        kept, held_out : DataStream
+        """
+        n = self.n_rows
+        if n is None:
+            raise DataError(f"no rows of {self.name} can be held out: it has no known length")
+        if not 0 < n_held_out < n:
+            raise DataError(f"{n_held_out} of {n} rows of {self.name} cannot be held out")
+        lengths = np.array([stop - start for start, stop in self.ranges])
+        # Few blocks are touched, and half of each at most, where that is enough.
+        needed = math.ceil(2 * n_held_out * len(lengths) / n)
+        chosen = _spaced(len(lengths), max(_SPREAD, needed))
+        if lengths[chosen].sum() < n_held_out:
+            chosen = np.arange(len(lengths))
+        reached = np.cumsum(lengths[chosen])
+        share = np.zeros(len(lengths), dtype=np.int64)
+        share[chosen] = np.diff(reached * n_held_out // reached[-1], prepend=0)
+        pairs = list(zip(self.ranges, share.tolist(), strict=True))
+        kept = tuple((a, b - k) for (a, b), k in pairs if b - k > a)
+        held_out = tuple((b - k, b) for (_, b), k in pairs if k)
+        return replace(self, ranges=kept), replace(self, ranges=held_out)
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    def blocks(self) -> Generator[Block]:
+        """All rows in the order in which they lie, transformed, a block at a time."""
+        with closing(self._stored()) as blocks:
+            for block in blocks:
+                yield Block(self.values(block.rows), block.labels)
+
+    def batches(
+        self, size: int, order: RandomStream | None = None, limit: int | None = None
+    ) -> Generator[Block]:
+        """Batches of rows as they are stored, for one epoch; see :meth:`values`.
+
+        Blocks are read in a random order, and their rows mixed in the buffer. Rows that all fit
+        into it come in the order of rows in memory, to the bit; rows that have no known number are
+        mixed in the buffer alone.
+
+        Parameters
+        ----------
+        size : int
+            Rows of a batch; the last one may have fewer.
+        order : RandomStream, default=None
+            None leaves the rows in the order in which they lie.
+        limit : int, default=None
+            At most so many batches. No more blocks are read than they need, and rows that come one
+            after the other go on in the next epoch where this one stopped.
+        """
+        n_rows = None if limit is None else limit * size
+        if self.n_rows is not None and self.n_rows <= size:
+            order = None  # It makes no difference within one batch.
+        with closing(self._epoch(order, n_rows)) as stored:
+            blocks: Iterator[Block] = stored
+            if order is not None:
+                blocks = mixed(stored, self._capacity(n_rows), order)
+            yield from islice(in_batches(blocks, size), limit)
+
+    def values(self, rows: Array, dtype: np.dtype[Any] | None = None) -> Array:
+        """Rows as they are stored, transformed to what is learned from."""
+        found = rows.reshape(len(rows), -1).astype(self.dtype if dtype is None else dtype)
+        if self.full_scale != 1.0:
+            found /= found.dtype.type(self.full_scale)
+        if self.threshold is not None:
+            found = (found > self.threshold).astype(found.dtype)
+        elif self.standardization is not None:
+            found -= self.standardization.mean.astype(found.dtype)
+            found /= self.standardization.scale.astype(found.dtype)
+        low, high = self.span
+        if (low, high) != (0.0, 1.0):
+            found *= high - low
+            found += low
+        return found
+
+    def read(self, start: int, stop: int) -> Block:
+        """The rows at these positions, transformed.
+
+        Raises
+        ------
+        DataError
+            When they would not fit into memory, or have no positions.
+        """
+        if self.n_rows is None:
+            raise DataError(f"{self.name} gives rows in its own order only; use sample(n_rows)")
+        stop = min(stop, self.n_rows)
+        self._check_size(stop - start)
+        return self._together(self._stored(_within_ranges(self.ranges, start, stop)))
+
+    def sample(self, n_rows: int) -> Block:
+        """Up to so many rows from evenly spaced blocks, or the first ones, transformed."""
+        self._check_size(n_rows)
+        if isinstance(self.source, IterableSource):
+            return self._together(self._first_rows(self.source, n_rows))
+        n = self.n_rows
+        if n is None or n <= n_rows:
+            return self.read(0, n_rows)
+        return self._together(self._stored(self.split(n_rows)[1].ranges))
+
+    def statistics(
+        self,
+        *,
+        n_rows: int | None = None,
+        variances: bool = False,
+        count_labels: bool = False,
+    ) -> ColumnStatistics:
+        """Moments of the transformed columns in double precision, in one pass.
+
+        Parameters
+        ----------
+        n_rows : int, default=None
+            About so many rows, in evenly spaced blocks, are enough; None reads all. Of rows whose
+            number is not known, the first ones are read, and never more than the buffer holds.
+        variances : bool, default=False
+            Beside the means.
+        count_labels : bool, default=False
+            Count the distinct labels too.
+
+        Returns
+        -------
+        ColumnStatistics
+        """
+        moments_of = partial(self._moments, variances=variances, count_labels=count_labels)
+        if isinstance(self.source, IterableSource):
+            n = self.buffer_rows if n_rows is None else min(self.buffer_rows, n_rows)
+            with closing(self._first_rows(self.source, n)) as blocks:
+                return pooled(moments_of(block) for block in blocks)
+        ranges = self.ranges
+        if n_rows is not None and n_rows < len(self.source):
+            needed = math.ceil(n_rows * len(ranges) / len(self.source))
+            ranges = tuple(ranges[k] for k in _spaced(len(ranges), max(_SPREAD, needed)))
+        with closing(self._stored(ranges, moments_of)) as parts:
+            return pooled(parts)
+
+    def label_counts(self) -> tuple[Array, Array]:
+        """Distinct labels as they are stored, and how many rows have them.
+
+        Of rows whose number is not known, those of the first buffer.
+        """
+        if not self.has_labels:
+            raise DataError(f"{self.name} has no labels; name them: stream(..., labels=...)")
+        if isinstance(self.source, Labelled):
+            # The rows themselves need not be read for it.
+            jobs = (partial(self.source.labels.read, start, stop) for start, stop in self.ranges)
+            with closing(read_ahead(jobs, 1)) as found:
+                return counted(block.rows for block in found)
+        plain = replace(self, encode=None)
+        stored = plain._stored()
+        if isinstance(self.source, IterableSource):
+            stored = plain._first_rows(self.source, self.buffer_rows)
+        with closing(stored) as blocks:
+            return counted(block.labels for block in blocks)
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _moments(self, block: Block, *, variances: bool, count_labels: bool) -> ColumnStatistics:
+        labels = block.labels if count_labels else None
+        return moments(self.values(block.rows), labels, variances=variances)
+
+    def _check_size(self, n_rows: int) -> None:
+        size = n_rows * self.width * self.dtype.itemsize
+        if size > _MOST_HELD_TOGETHER:
+            raise DataError(
+                f"{n_rows} rows of {self.name} together take {size / 1e9:.3g} GB; give fewer rows, "
+                "as an array or a part of the stream"
+            )
+
+    def _together(self, stored: Generator[Block]) -> Block:
+        with closing(stored):
+            return joined([Block(self.values(b.rows), b.labels) for b in stored])
+
+    def _epoch(self, order: RandomStream | None, n_rows: int | None) -> Generator[Block]:
+        if isinstance(self.source, IterableSource):
+            if n_rows is None:
+                self.source.restart()
+            return self._pulled(self.source, n_rows)
+        ranges = list(self.ranges)
+        # What the buffer holds is mixed uniformly by it, as rows in memory are.
+        fits = n_rows is None and (self.n_rows or 0) <= self.buffer_rows
+        if order is not None and len(ranges) > 1 and not fits:
+            ranges = [ranges[k] for k in order.permutation(len(ranges)).tolist()]
+        if n_rows is not None:
+            ends = np.cumsum([stop - start for start, stop in ranges])
+            ranges = ranges[: int(np.searchsorted(ends, n_rows)) + 1]
+        return self._stored(tuple(ranges))
+
+    def _capacity(self, n_rows: int | None) -> int:
+        """Rows of the buffer: every block fits, and no more than there are."""
+        largest = max((stop - start for start, stop in self.ranges), default=self.block_rows)
+        n = n_rows if isinstance(self.source, IterableSource) else self.n_rows
+        return max(largest, self.buffer_rows if n is None else min(self.buffer_rows, n))
+
+    def _stored(
+        self,
+        ranges: tuple[tuple[int, int], ...] | None = None,
+        finish: Callable[[Block], Any] = lambda block: block,
+    ) -> Generator[Any]:
+        """Blocks as stored, checked and read ahead; ``finish`` is done on the reading threads."""
+        if isinstance(self.source, IterableSource):
+            self.source.restart()
+            return self._pulled(self.source, None)
+        jobs = (
+            partial(self._read, self.source, start, stop, finish)
+            for start, stop in (self.ranges if ranges is None else ranges)
+        )
+        return read_ahead(jobs, self.n_readers if self.source.concurrent else 1)
+
+    def _read(self, source: Source, start: int, stop: int, finish: Callable[[Block], Any]) -> Any:
+        return finish(self._checked(source.read(start, stop), start))
+
+    def _first_rows(self, source: IterableSource, n_rows: int) -> Generator[Block]:
+        """The first rows; whoever reads next begins with them again."""
+        source.restart()
+        try:
+            yield from self._pulled(source, n_rows)
+        finally:
+            source.restart()
+
+    def _pulled(self, source: IterableSource, n_rows: int | None) -> Generator[Block]:
+        """The next rows of a source without numbers, at most ``n_rows``, up to its end."""
+        sizes = _repeated(self.block_rows, n_rows)
+        size, done = next(sizes), 0
+        first = source.pull(size)
+        if first is None:
+            # The end of the data was the end of the epoch before.
+            source.restart()
+            first = source.pull(size)
+        if first is None:
+            raise DataError(f"{source.name} has no rows any more; make it start anew at each pass")
+        yield self._checked(first, 0)
+        done = len(first.rows)
+        with closing(read_ahead((partial(source.pull, k) for k in sizes), 1)) as blocks:
+            for block in blocks:
+                if block is None:
+                    return
+                yield self._checked(block, done)
+                done += len(block.rows)
+
+    def _checked(self, block: Block, start: int) -> Block:
+        """The block, if its values are finite and within bounds; its labels as numbers."""
+        rows = block.rows.reshape(len(block.rows), -1)
+        low, high = rows.min(), rows.max()
+        if not (math.isfinite(low) and math.isfinite(high)):
+            self._refuse(rows, ~np.isfinite(rows), start, "remove or impute it")
+        unscaled = self.source.dtype == np.uint8 and self.full_scale == 1.0
+        if unscaled and self.threshold is not None and high > 1:
+            advice = "give full_scale=255 if these are pixels"
+            self._refuse(rows, rows > 1, start, f"the first rows are 0 and 1 only; {advice}")
+        if self.bounds is not None and self.threshold is None:
+            least, most = (bound * self.full_scale for bound in self.bounds)
+            if low < least or high > most:
+                advice = (
+                    f"outside [{least:g}, {most:g}]: scale the data to this range (full_scale), or "
+                    "binarise it"
+                )
+                self._refuse(rows, (rows < least) | (rows > most), start, advice)
+        labels = block.labels
+        if self.encode is not None and labels is not None:
+            labels = self.encode(labels)
+        return Block(block.rows, labels)
+
+    def _refuse(self, rows: Array, bad: Array, start: int, advice: str) -> None:
+        row, column = divmod(int(np.argmax(bad)), rows.shape[1])
+        value = float(rows[row, column])
+        shard, inside = self.source.place(start + row)
+        kind = f"the value {value:g}"
+        if not math.isfinite(value):
+            kind = "NaN" if math.isnan(value) else "infinity"
+        name = f"column {column}"
+        if self.columns is not None:
+            name = f"column {self.columns[column]!r} (index {column})"
+        raise DataError(f"{shard} has {kind} in {name}, row {inside}: {advice}")
+
+
+def as_stream(what: Any) -> DataStream | None:
+    """A stream as it is, or of what is read in blocks by its nature; None for anything else."""
+    if isinstance(what, DataStream):
+        return what
+    large = isinstance(what, np.memmap) and what.nbytes > LARGE_BYTES
+    return stream(what) if large or is_source(what) else None
+
+
+def _full_scale(source: Source | IterableSource, block_rows: int) -> float:
+    if source.dtype != np.uint8:
+        return 1.0
+    if isinstance(source, IterableSource):
+        first = source.pull(block_rows)
+        source.restart()
+    else:
+        first = source.read(0, min(len(source), block_rows))
+    return _PIXELS if first is not None and first.rows.max() > 1 else 1.0
+
+
+def _spaced(n: int, k: int) -> Array:
+    """At most ``k`` of ``range(n)``, evenly spaced."""
+    k = min(n, k)
+    return ((np.arange(k) + 0.5) * n / k).astype(np.int64)
+
+
+def _within_ranges(
+    ranges: tuple[tuple[int, int], ...], start: int, stop: int
+) -> tuple[tuple[int, int], ...]:
+    """What positions within some ranges are, as ranges."""
+    found, done = [], 0
+    for a, b in ranges:
+        first, last = max(a, a + start - done), min(b, a + stop - done)
+        if first < last:
+            found.append((first, last))
+        done += b - a
+    return tuple(found)
+
+
+def _repeated(size: int, total: int | None) -> Iterator[int]:
+    """``size`` again and again until ``total`` is reached; for ever where there is none."""
+    while total is None or total > 0:
+        yield size if total is None else min(size, total)
+        total = None if total is None else total - size
