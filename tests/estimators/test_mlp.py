@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -384,3 +385,53 @@ def test_nan_is_refused_by_its_column(make):
     X[3, 2] = np.nan
     with pytest.raises(ValueError, match="NaN in column 2, first in row 3"):
         few(make).fit(X, KINDS)
+
+
+# ---- a cosine ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd", "rmsprop"])
+def test_a_cosine_takes_the_rate_to_zero_and_makes_every_pass(solver):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 3)), rng.normal(size=40)
+    rates = []
+
+    def note(trainer):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+
+    net = fe.MLPRegressor(
+        hidden_layer_sizes=(4,), solver=solver, learning_rate="cosine", max_iter=30, tol=1.0
+    )
+    net.set_params(learning_rate_init=0.01, batch_size=10, random_state=0, callback=note)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.fit(x, y)
+    # The last of four batches of each pass.
+    times = np.arange(30) + 0.75
+    np.testing.assert_allclose(rates, 0.005 * (1 + np.cos(np.pi * times / 30)), rtol=1e-12)
+    assert net.n_iter_ == 30
+    with pytest.raises(ValueError, match="partial_fit does not know how many passes"):
+        net.partial_fit(x, y)
+
+
+def test_a_cosine_goes_on_after_a_kill_and_not_to_more_passes(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 3)), rng.normal(size=40)
+
+    def net(folder, **changes):
+        parameters = {"max_iter": 6, "learning_rate": "cosine", "random_state": 0}
+        return fe.MLPRegressor(
+            hidden_layer_sizes=(4,), checkpoint_dir=folder, **parameters | changes
+        )
+
+    def interrupt(trainer):
+        if trainer.epoch == 3:
+            raise KeyboardInterrupt
+
+    whole = net(tmp_path / "a").fit(x, y)
+    with pytest.warns(UserWarning, match="interrupted"):
+        net(tmp_path / "b", callback=interrupt).fit(x, y)
+    resumed = net(tmp_path / "b").fit(x, y)
+    np.testing.assert_array_equal(whole.coefs_[0], resumed.coefs_[0])
+    with pytest.raises(ValueError, match="max_iter"):
+        net(tmp_path / "b", max_iter=9).fit(x, y)

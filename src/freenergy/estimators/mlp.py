@@ -61,7 +61,7 @@ from freenergy.training.trainer import DivergenceError, Trainer
 __all__ = ["MLPDivergenceError", "MLPEstimator", "is_stochastic"]
 
 _SOLVERS = ("adam", "sgd", "rmsprop", "lbfgs")
-_SCHEDULES = ("constant", "invscaling", "adaptive")
+_SCHEDULES = ("constant", "invscaling", "adaptive", "cosine")
 _OF_THE_OPTIMIZER = {
     "optimizer": "solver",
     "momentum": "momentum",
@@ -226,6 +226,11 @@ class MLPEstimator(TorchEstimator):
         """One pass over the rows; the first call starts a net."""
         if self.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True")
+        if self.learning_rate == "cosine":
+            raise ValueError(
+                "partial_fit does not know how many passes there will be, which "
+                "learning_rate='cosine' needs: use 'constant'"
+            )
         with unchanged_on_error(self):
             self._check_parameters()
             first = not hasattr(self, "model_")
@@ -585,9 +590,11 @@ class MLPEstimator(TorchEstimator):
                 self.callback(trainer)
             if self.solver == "sgd" and self.learning_rate == "invscaling":
                 course.rate = (course.rows_seen + 1) ** -float(self.power_t)
-            if course.waited > self.n_iter_no_change:
+            # A cosine is to reach its end, which is no sign of a want of passes.
+            planned = self.learning_rate == "cosine"
+            if course.waited > self.n_iter_no_change and (self.early_stopping or not planned):
                 self._stop_or_slow_down(trainer)
-            elif warn and trainer.epoch == trainer.options.n_epochs:
+            elif warn and not planned and trainer.epoch == trainer.options.n_epochs:
                 _warn_of_maximum(self.max_iter)
             trainer.set_rate(self.learning_rate_init * course.rate)
 
@@ -693,7 +700,7 @@ class MLPEstimator(TorchEstimator):
     # ---- parameters ------------------------------------------------------------------------------
 
     def _is_extendable(self) -> bool:
-        return bool(self.solver != "lbfgs")
+        return bool(self.solver != "lbfgs" and self.learning_rate != "cosine")
 
     def _check_parameters(self) -> None:
         check_one_of("solver", self.solver, _SOLVERS)
@@ -772,6 +779,7 @@ class MLPEstimator(TorchEstimator):
         return PerceptronOptions(
             n_epochs=int(self.max_iter),
             batch_size=self._batch_rows(n_rows),
+            schedule="cosine" if self.learning_rate == "cosine" else "inverse",
             learning_rate=float(self.learning_rate_init) * self._course.rate,
             optimizer=stochastic,
             momentum=0.0 if self.solver in ("adam", "lbfgs") else float(self.momentum),

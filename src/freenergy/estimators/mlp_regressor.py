@@ -45,9 +45,11 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
     alpha : float, default=0.0001
     batch_size : int or "auto", default="auto"
         ``"auto"`` is ``min(200, n_samples)``.
-    learning_rate : {"constant", "invscaling", "adaptive"}, default="constant"
+    learning_rate : {"constant", "invscaling", "adaptive", "cosine"}, default="constant"
         For ``solver="sgd"``: constant; ``learning_rate_init / (t + 1)**power_t`` after *t* rows;
-        or divided by 5 whenever the loss does not fall for ``n_iter_no_change`` passes.
+        or divided by 5 whenever the loss does not fall for ``n_iter_no_change`` passes. For all
+        solvers but L-BFGS: ``"cosine"`` lowers it along half a period to zero at the end of
+        ``max_iter`` passes, all of which are made unless ``early_stopping`` ends them.
     learning_rate_init : float, default=0.001
     power_t : float, default=0.5
     max_iter : int, default=200

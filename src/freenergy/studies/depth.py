@@ -91,7 +91,7 @@ class DepthSettings:
             width=256,
             n_epochs=10,
             batch_size=128,
-            learning_rates=(1e-3, 3e-4, 1e-4),
+            learning_rates=(1e-3, 1e-4),
             n_rows=10_000,
             race_epochs=12,
         )
