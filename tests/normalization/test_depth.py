@@ -131,6 +131,16 @@ def test_rectified_nets_stray_as_a_random_walk():
     assert predict_depth("relu", "he_normal", 3).signal_spread is None
 
 
+@pytest.mark.parametrize(("name", "shrinks", "adds"), [("tanh", 3, 2), ("relu", 6, 5)])
+def test_faint_signals_stray_as_others_do(name, shrinks, adds):
+    """At a variance of 1e-190 the fourth moment is below double precision; tanh is linear there."""
+    depth = round(190 * np.log(10) / np.log(shrinks))
+    profile = predict_depth(name, "torch_default", depth, width=64)
+    steps = np.diff(profile.signal_spread**2)
+    assert steps[-1] == pytest.approx(adds / 64, rel=1e-6)
+    assert np.isfinite(profile.gradient_spread).all()
+
+
 # Predictions
 
 

@@ -175,6 +175,8 @@ def test_what_is_stored_is_not_trained_again(tmp_path, digits):
     gone.unlink()
     with pytest.raises(RunError, match=f"not complete: {gone.name.split('=')[0]}"):
         read_depth(tmp_path)
+    with pytest.raises(RunError, match="run the study again with the same options"):
+        read_depth(tmp_path)
     times = {p: p.stat().st_mtime_ns for p in files if p != gone}
     second = run_depth(digits, tmp_path, settings)
     assert {p: p.stat().st_mtime_ns for p in times} == times
@@ -190,6 +192,10 @@ def test_other_settings_and_damaged_files_are_named(tmp_path, digits):
     path.write_text(path.read_text()[:50])
     with pytest.raises(RunError, match=f"{path.name} is damaged"):
         read_depth(tmp_path)
+    for content in ("[1]", "{}", '{"spec": {"kind": "SELU"}}', '{"spec": {"new": 1}}'):
+        path.write_text(content)
+        with pytest.raises(RunError, match=f"{path.name} is damaged"):
+            read_depth(tmp_path)
     with pytest.raises(RunError, match="holds no study"):
         read_depth(tmp_path / "nowhere")
 
@@ -215,6 +221,18 @@ def test_the_verdict_names_the_nets_at_chance(study):
     assert "SELU (95.0 %)" in words
     assert "sigmoid stayed at chance (10.0 %)" in words
     assert "with 4 hidden layers of 16" in words
+    assert "ReLU with batch norm (95.0 %), sigmoid with batch norm (95.0 %) and tanh" in words
+
+
+def test_a_net_that_diverged_neither_learned_nor_stayed_at_chance(study):
+    nets = json.loads(json.dumps(study.nets))
+    for net in nets:
+        net["chance"], net["final_accuracy"] = 0.1, 0.95
+        if net["spec"]["kind"] == "ReLU, batch norm":
+            net |= {"final_accuracy": 0.05, "diverged": "the parameters diverged in epoch 1"}
+    words = depth_verdict(dataclasses.replace(study, nets=nets)).text
+    assert "; ReLU with batch norm diverged." in words
+    assert "chance" not in words
 
 
 def test_the_page_has_a_figure_for_each_question(study):
@@ -225,6 +243,25 @@ def test_the_page_has_a_figure_for_each_question(study):
     assert {"2 layers", "4 layers", "SELU", "sigmoid", "Distance from the start"} <= titles
     table = next(b for s in sections for b in s.blocks if isinstance(b, Table) and len(b.rows) > 6)
     assert len(table.rows) == len(KINDS) * len(SMALL.depths)
+
+
+def test_a_name_stands_once_in_the_legend_of_a_signal(study):
+    charts = [b for s in depth_sections(study) for b in s.blocks if isinstance(b, LineChart)]
+    chart = next(chart for chart in charts if chart.title == "tanh")
+    names = [curve.name for curve in chart.curves]
+    assert names == ["at the start", "trained", "predicted"]
+    edges = chart.curves[-1].y
+    np.testing.assert_allclose(
+        edges[:4], 1.0364334 * np.array(study.net("tanh", 4)["predicted_deviation"])
+    )
+    np.testing.assert_allclose(edges[5:], -edges[:4])
+
+
+def test_the_page_shows_nets_that_diverged_before_their_first_update(study):
+    batches = json.loads(json.dumps(study.batches))
+    for net in batches.values():
+        net |= {"distance": [], "loss": [], "accuracy": [], "diverged": "at once"}
+    assert "It cannot be told" in render(depth_page(dataclasses.replace(study, batches=batches)))
 
 
 def test_a_study_without_a_race_has_no_section_on_it(study):

@@ -46,6 +46,8 @@ class LayerNoise:
 def layer_noise(activation: Activation, mean: float, variance: float) -> LayerNoise:
     """The deviations of a layer whose pre-activations have this mean and variance.
 
+    All are NaN where the layer's signal is zero, as far as double precision shows.
+
     Examples
     --------
     >>> from freenergy.normalization import get_activation
@@ -61,8 +63,14 @@ def layer_noise(activation: Activation, mean: float, variance: float) -> LayerNo
         slope = moment_jacobian(function, mean, variance, 1.0, 1.0)[0, 1]
         return float(moments.mean), float(moments.variance), float(slope)
 
+    # In units of its own size, since the fourth power of a faint signal underflows.
+    signal = moment_map(activation, mean, variance, 1.0, 1.0)
+    size = float(np.hypot(signal.mean, np.sqrt(signal.variance)))
+    if size == 0:
+        return LayerNoise(*[np.nan] * 5)
+
     def square(z: Array) -> Array:
-        return activation(z) ** 2
+        return (activation(z) / size) ** 2
 
     def slope_square(z: Array) -> Array:
         return activation.derivative(z) ** 2

@@ -393,10 +393,14 @@ def _read(directory: Path, spec: NetSpec) -> dict[str, Any]:
     path = directory / spec.file_name
     try:
         found = dict(json.loads(path.read_text(encoding="utf-8")))
+        stored = NetSpec(**found["spec"])
     except FileNotFoundError:
-        raise NothingFinished(f"{directory} is not complete: {path.name} is missing") from None
-    except (OSError, ValueError) as error:
+        raise NothingFinished(
+            f"{directory} is not complete: {path.name} is missing; run the study again with the "
+            "same options and --out, and it goes on"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({error}); delete it and run the study again") from error
-    if NetSpec(**found.get("spec", {})) != spec:
+    if stored != spec:
         raise RunError(f"{path} is of another net; delete it and run the study again")
     return found

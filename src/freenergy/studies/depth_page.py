@@ -50,17 +50,22 @@ def depth_verdict(study: DepthStudy) -> Verdict:
     """Which of the deepest nets learned, and which stayed at chance."""
     depth = max(study.settings.depths)
     nets = {kind: study.net(kind, depth) for kind in KINDS}
-    at_chance = [kind for kind, net in nets.items() if _is_at_chance(net, study)]
+    diverged = [kind for kind, net in nets.items() if net["diverged"]]
+    at_chance = [
+        kind for kind, net in nets.items() if kind not in diverged and _is_at_chance(net, study)
+    ]
     learned = [
-        f"{kind} ({100 * net['final_accuracy']:.1f} %)"
+        f"{_in_prose(kind)} ({100 * net['final_accuracy']:.1f} %)"
         for kind, net in nets.items()
-        if kind not in at_chance
+        if kind not in diverged + at_chance
     ]
     words = f"On {study.data['name']} with {depth} hidden layers of {study.settings.width}: "
     words += f"{listed(learned)} learned" if learned else "no net learned"
     if at_chance:
         chance = 100 * next(iter(nets.values()))["chance"]
-        words += f"; {listed(at_chance)} stayed at chance ({chance:.1f} %)"
+        words += f"; {listed(map(_in_prose, at_chance))} stayed at chance ({chance:.1f} %)"
+    if diverged:
+        words += f"; {listed(map(_in_prose, diverged))} diverged"
     words += "."
     if study.race:
         results = [
@@ -70,6 +75,11 @@ def depth_verdict(study: DepthStudy) -> Verdict:
         words += f" On all {study.data['n_train']} rows, {listed(results)}."
     words += " Of one seed: nets that all learned are not ranked by this."
     return Verdict("info", words)
+
+
+def _in_prose(kind: str) -> str:
+    """The name of a kind without its comma, which would part it in a list."""
+    return kind.replace(", ", " with ")
 
 
 def _is_at_chance(net: dict[str, Any], study: DepthStudy) -> bool:
@@ -144,17 +154,18 @@ def _losses(study: DepthStudy) -> Section:
             )
     columns = ["net", "layers", "rate", "loss", "accuracy (%)"]
     columns += ["loss, norm held", "accuracy (%), norm held", "remark"]
-    rates = ", ".join(f"{rate:g}" for rate in study.settings.learning_rates)
+    rates = [f"{rate:g}" for rate in study.settings.learning_rates]
+    best = f"with the best of the learning rates {', '.join(rates)} by the last training loss"
     table = Table(columns, rows, caption="After the last pass; accuracy on held-out rows")
     return Section(
         "How deep can it be trained?",
         [*charts, table],
         intro=(
-            f"Nets of {study.settings.width} units in each hidden layer, Adam with the best of the "
-            f"learning rates {rates} by the last training loss, batches of "
-            f"{study.settings.batch_size}. **Norm held**: after each update the weights of every "
-            "hidden unit are projected on the ball whose radius is the norm of their start, so "
-            "that the temperature of a unit cannot fall."
+            f"Nets of {study.settings.width} units in each hidden layer, Adam "
+            f"{best if len(rates) > 1 else f'at {rates[0]}'}, batches of "
+            f"{study.settings.batch_size}. **Norm held**: at the same rate, after each update the "
+            "weights of every hidden unit are projected on the ball whose radius is the norm of "
+            "their start, so that the temperature of a unit cannot fall."
         ),
     )
 
@@ -170,9 +181,10 @@ def _signal(study: DepthStudy) -> Section:
             low, middle, high = zip(*net[key], strict=True)
             curves.append(Curve(name, layers, middle, lower=low, upper=high))
         if net["predicted_deviation"] is not None:
-            for sign in (1, -1):
-                edge = [sign * _Z * s for s in net["predicted_deviation"]]
-                curves.append(Curve("predicted", layers, edge, dash=True))
+            edge = [_Z * s for s in net["predicted_deviation"]]
+            # One curve, with a gap between its two branches: one name in the legend.
+            branches = [*edge, math.nan, *(-e for e in edge)]
+            curves.append(Curve("predicted", [*layers, depth, *layers], branches, dash=True))
         charts.append(LineChart(kind, "layer", "pre-activation", curves))
     return Section(
         "What becomes of the signal",
@@ -209,7 +221,7 @@ def _batches(study: DepthStudy) -> Section:
     accuracy = [_curve(name, _percent(net["accuracy"])) for name, net in study.batches.items()]
     distance, words = [], []
     for name, net in study.batches.items():
-        updates, values = zip(*net["distance"], strict=True)
+        updates, values = ([pair[i] for pair in net["distance"]] for i in (0, 1))
         distance.append(Curve(name, updates, values))
         words.append(f"**{name[0].upper()}{name[1:]}**: {compare_growth(updates, values).words}")
     return Section(

@@ -152,7 +152,7 @@ def read_study(directory: str | os.PathLike[str]) -> Study:
     elif _OF in learning.settings.methods:
         missing.append("The landscape.")
     conjecture = None
-    if (directory / _CONJECTURE).is_dir():
+    if (directory / _CONJECTURE / "study.json").exists():
         try:
             conjecture = read_conjecture(directory / _CONJECTURE)
         except NothingFinished:
@@ -161,7 +161,7 @@ def read_study(directory: str | os.PathLike[str]) -> Study:
             if conjecture.missing:
                 missing.append(f"The conjecture: {conjecture.missing}.")
     depth = None
-    if (directory / _DEPTH).is_dir():
+    if (directory / _DEPTH / "study.json").exists():
         try:
             depth = read_depth(directory / _DEPTH)
         except NothingFinished:

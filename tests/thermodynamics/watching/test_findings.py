@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
@@ -263,6 +264,57 @@ def test_nothing_is_found_in_a_small_convolutional_net(train):
     run = train(module, 30)
     assert run.findings == ()
     assert [layer.normalization for layer in run.history.layers] == ["", "BatchNorm2d", "", ""]
+
+
+def he_weights(module: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+    return module
+
+
+def test_a_mean_over_320_places_is_no_vanishing_gradient(train):
+    """Each place gets a 320th of the gradient, whose variance is a 1e5th; the weights get it all,
+    as they are those of every place."""
+    module = nn.Sequential(
+        nn.Unflatten(1, (1, 4, 5)), nn.Upsample(scale_factor=4),
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4),
+    )  # fmt: skip
+    run = train(he_weights(module), 3)
+    first = run.history.series(0, "gradient_variance")[0]
+    last = run.history.series(2, "gradient_variance")[0]
+    assert first < 2e-5 * last
+    assert run.findings == ()
+
+
+def test_widths_that_change_keep_the_sum_of_squared_gradients(train):
+    """With weights of variance 2/fan-in the sum of squared gradients is kept, not their mean."""
+    sizes = (20, 4096, 1024, 64, 8)
+    layers = [m for n, k in pairwise(sizes) for m in (nn.Linear(n, k), nn.LeakyReLU(0.2))]
+    module = he_weights(nn.Sequential(*layers, nn.Linear(8, 4)))
+    run = train(module, 5)
+    square = [run.history.series(i, "gradient_square")[0] for i in (0, 3)]
+    assert 0.1 < square[0] / square[1] < 10
+    assert run.findings == ()
+
+
+def test_a_net_that_has_to_reach_large_numbers_is_told_to_scale_them(rows):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+    module.append(nn.Linear(64, 1))
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    with watch(module, budget=1e3) as run:
+        for _ in range(400):
+            optimizer.zero_grad()
+            (module(rows[0])[:, 0] - 1e5 * rows[0][:, 0]).square().mean().backward()
+            optimizer.step()
+    assert run.findings[0].kind.startswith("exploding")
+    assert "if the targets of a regression are that large" in run.findings[0].suggestion
 
 
 def test_residual_branches_that_start_at_zero_are_healthy(train):

@@ -51,6 +51,16 @@ def test_a_healthy_net_gets_a_yes(net, train):
     assert page.verdict.text == "Yes. Nothing was found wrong in 3 layers."
 
 
+def test_a_net_that_was_only_read_at_the_start_gets_no_yes(net, train):
+    run = train(net(nn.ReLU, 2), 30, budget=1e-9)
+    verdict = page_of(run).verdict
+    assert [record.step for record in run.history.records] == [1, 2, 3, 4, 5, 31]
+    assert verdict.status == "undecided"
+    assert verdict.text.startswith("Nothing was found wrong in 3 layers up to step 5 of 30.")
+    assert run.to_dict()["verdict"] == verdict.text
+    assert "raise the budget" in str(run)
+
+
 def test_without_a_pass_there_is_a_page_that_says_so(tmp_path):
     run = watch(nn.Linear(2, 2))
     assert page_of(run).verdict.status == "undecided"

@@ -43,6 +43,8 @@ def test_a_reading_is_that_of_the_whole_pass(x):
         "signal": flat.var(axis=0).mean(),
         "saturated": (1 - np.tanh(flat) ** 2 < 0.05).mean(),
         "gradient_variance": gradient.var(),
+        "gradient_square": (gradient**2).sum(),
+        "n_sites": 40,
         "input_mean": x.numpy().mean(),
         "input_variance": x.numpy().var(),
         "weight_sum": weight.sum(1).mean(),

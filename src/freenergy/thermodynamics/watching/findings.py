@@ -348,6 +348,7 @@ def _exploding_weights(history: History, window: _Window) -> list[Finding]:
             if not grown
             else "Lower the learning rate, clip the norm of the gradient"
         ) + ", or bound the norm of each unit's weights (max-norm)."
+        advice += _advice_for_targets(history, window)
         found.append(Finding(layer.name, "exploding weights", "fault", words, advice))
     return found
 
@@ -373,9 +374,21 @@ def _explosion(history: History, window: _Window, whole: Sequence[Record]) -> li
                 "the start."
             )
             advice = "Lower the learning rate, clip the norm of the gradient, or use max-norm."
+            advice += _advice_for_targets(history, window)
             name = history.layers[i].name
             return [Finding(name, "exploding signal", "fault", words, advice)]
     return []
+
+
+def _advice_for_targets(history: History, window: _Window) -> str:
+    """A net that has to reach large numbers grows without being ill."""
+    outputs = float(history.middle(history.called[-1:], "variance", window.records)[0])
+    if window.when != "at the end" or not outputs > GROWN_VARIANCE:
+        return ""
+    return (
+        f" The outputs have a variance of {_n(outputs)}: if the targets of a regression are that "
+        "large, standardise them."
+    )
 
 
 # ---- signal and gradient over the depth ----------------------------------------------------------
@@ -410,6 +423,7 @@ def _signal(history: History, window: _Window) -> list[Finding]:
         return [Finding(layer.name, kind, "fault", words, _signal_advice(layer.activation))]
     if factor > math.log(EXPLODING) + slack:
         advice = "Draw smaller weights, of variance 1/fan-in (2/fan-in for ReLU), or normalise."
+        advice += _advice_for_targets(history, window)
         return [Finding(layer.name, "exploding signal", "fault", words, advice)]
     return []
 
@@ -453,11 +467,15 @@ def _signal_advice(activation: str) -> str:
 
 def _gradient(history: History, window: _Window) -> list[Finding]:
     hidden = history.hidden
-    gradient = history.middle(hidden, "gradient_variance", window.records)
+    gradient = history.middle(hidden, "gradient_square", window.records)
     ends = _ends(gradient)
     if ends is None:
         return []
     factor, slack = _log_ratio(ends[0], ends[1]), _slack(history, hidden)
+    # A mean over k places, as pooling takes it, divides the square of a gradient by up to k on its
+    # way back; repeating a value multiplies it.
+    sites = history.middle(hidden, "n_sites", window.records)
+    pooled = _log_ratio(float(sites[0]), float(sites[-1]))
     normalised = sum(bool(history.layers[i].normalization) for i in hidden)
     natural = normalised * math.log(BATCH_NORM_GROWTH)
     # On the way back the layers come in the opposite order.
@@ -466,15 +484,16 @@ def _gradient(history: History, window: _Window) -> list[Finding]:
     where = min(where, len(hidden) - 2)
     layer = history.layers[hidden[where]]
     words = (
-        f"{window.when.capitalize()} the variance of the loss's gradient goes from {_n(ends[1])} "
+        f"{window.when.capitalize()} the squared norm of the loss's gradient goes from "
+        f"{_n(ends[1])} "
         f"at layer {history.layers[hidden[-1]].name} to {_n(ends[0])} at layer "
         f"{history.layers[hidden[0]].name} on its way back, by a factor of "
         f"{_n(math.exp(factor))} over {len(hidden)} layers."
     )
-    if factor < math.log(VANISHING) - slack:
+    if factor < math.log(VANISHING) - slack - max(pooled, 0.0):
         advice = _signal_advice(layer.activation)
         return [Finding(layer.name, "vanishing gradient", "fault", words, advice)]
-    if factor > math.log(EXPLODING) + slack + natural:
+    if factor > math.log(EXPLODING) + slack + natural + max(-pooled, 0.0):
         advice = "Draw smaller weights, clip the norm of the gradient, or use residual connections."
         return [Finding(layer.name, "exploding gradient", "fault", words, advice)]
     return []

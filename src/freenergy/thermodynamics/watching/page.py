@@ -16,7 +16,13 @@ from freenergy.thermodynamics.watching.expectation import DOMAINS, Expectation, 
 from freenergy.thermodynamics.watching.findings import WINDOW, Finding
 from freenergy.thermodynamics.watching.history import History
 from freenergy.thermodynamics.watching.layers import SATURATED_SLOPE
-from freenergy.thermodynamics.watching.results import Cost, cost_words, headline, layer_domain
+from freenergy.thermodynamics.watching.results import (
+    Cost,
+    cost_words,
+    headline,
+    is_of_the_start,
+    layer_domain,
+)
 
 __all__ = ["watch_page"]
 
@@ -47,7 +53,7 @@ def watch_page(
     return Page(
         title="A training, watched",
         question="Does every layer of this net take part in learning?",
-        verdict=_verdict(history, findings),
+        verdict=_verdict(history, findings, cost),
         sections=sections,
         provenance={
             "readings": f"{cost.n_read} of {cost.n_steps} training passes",
@@ -121,9 +127,9 @@ def _median(values: Array) -> float:
 # ---- words ---------------------------------------------------------------------------------------
 
 
-def _verdict(history: History, findings: Sequence[Finding]) -> Verdict:
-    words = headline(history, findings)
-    if not history.records:
+def _verdict(history: History, findings: Sequence[Finding], cost: Cost) -> Verdict:
+    words = headline(history, findings, cost)
+    if not history.records or (not findings and is_of_the_start(history, cost)):
         return Verdict("undecided", words)
     if not findings:
         return Verdict("supported", f"Yes. {words}")
@@ -143,8 +149,8 @@ def _findings_section(findings: Sequence[Finding], cost: Cost) -> Section:
         )
     if not findings:
         paragraphs.append(
-            "No layer is dead or saturated, no signal and no gradient is lost or out of bounds on "
-            "its way through the layers, and updates have a usual size."
+            "In the passes that were read no layer is dead or saturated, no signal and no gradient "
+            "is lost or out of bounds on its way through the layers, and updates have a usual size."
         )
     return Section("What was found", [Text([*paragraphs, cost_words(cost)])])
 

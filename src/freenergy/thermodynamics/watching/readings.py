@@ -10,6 +10,9 @@ With weights :math:`w_{jk}` of unit *j*, pre-activations :math:`z_{ij}` of row *
 ``saturated``              share of :math:`z_{ij}` where the slope of the activation is below a
                            twentieth of its largest
 ``gradient_variance``      of :math:`\partial L / \partial z_{ij}`
+``gradient_square``        :math:`\sum_{ij} (\partial L / \partial z_{ij})^2` over all rows, places
+                           and units, by proportion
+``n_sites``                rows times places, each of which has a :math:`z_{ij}` of every unit
 ``input_mean`` ...         of the layer's inputs, likewise
 ``weight_sum``             :math:`\omega`: mean over units of :math:`\omega_j = \sum_k w_{jk}`, and
                            ``weight_sum_variance`` over them
@@ -65,6 +68,8 @@ class Reading:
     p85: float = math.nan
     saturated: float = math.nan
     gradient_variance: float = math.nan
+    gradient_square: float = math.nan
+    n_sites: float = math.nan
     input_mean: float = math.nan
     input_variance: float = math.nan
     input_signal: float = math.nan
@@ -136,7 +141,11 @@ def read(
             names = ("input_mean", "input_variance", "input_signal")
             values |= dict(zip(names, _moments(_array(trace.inputs)), strict=True))
         if trace.gradients is not None:
-            values["gradient_variance"] = _moments(_array(trace.gradients))[1]
+            centre, spread, _ = _moments(_array(trace.gradients))
+            values["gradient_variance"] = spread
+            values["n_sites"] = float(trace.n_sites)
+            n_values = trace.n_sites * sampler.layer.n_units
+            values["gradient_square"] = n_values * (spread + centre**2)
         if trace.weights is not None:
             values |= _of_weights(trace.weights, after, start, sampler.layer.n_units)
         for name, vector in (("bias", trace.biases), ("norm_shift", trace.shift)):

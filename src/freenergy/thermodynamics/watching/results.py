@@ -15,7 +15,15 @@ from freenergy.thermodynamics.watching.findings import Finding
 from freenergy.thermodynamics.watching.history import History
 from freenergy.thermodynamics.watching.readings import QUANTITIES
 
-__all__ = ["Cost", "as_dict", "as_text", "cost_words", "headline", "layer_domain"]
+__all__ = [
+    "Cost",
+    "as_dict",
+    "as_text",
+    "cost_words",
+    "headline",
+    "is_of_the_start",
+    "layer_domain",
+]
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,13 @@ class Cost:
     budget: float
 
 
-def headline(history: History, findings: Sequence[Finding]) -> str:
+def is_of_the_start(history: History, cost: Cost) -> bool:
+    """Whether most of the training came after the last pass that was read."""
+    read = [record.step for record in history.records if record.whole]
+    return bool(read) and cost.n_steps > 2 * read[-1]
+
+
+def headline(history: History, findings: Sequence[Finding], cost: Cost) -> str:
     """The verdict in a sentence or two."""
     if not history.records:
         return (
@@ -51,7 +65,14 @@ def headline(history: History, findings: Sequence[Finding]) -> str:
     n = len(history.called)
     if not findings:
         layers = "layer" if n == 1 else "layers"
-        return f"Nothing was found wrong in {n} {layers}."
+        words = f"Nothing was found wrong in {n} {layers}"
+        if is_of_the_start(history, cost):
+            last = max(record.step for record in history.records if record.whole)
+            words += (
+                f" up to step {last} of {cost.n_steps}. The rest was not read: raise the budget "
+                "for a short run"
+            )
+        return words + "."
     first, more = findings[0], len(findings) - 1
     words = f"{first.kind.capitalize()} in layer {first.layer}."
     if more:
@@ -76,7 +97,7 @@ def cost_words(cost: Cost) -> str:
 
 def as_text(history: History, findings: Sequence[Finding], cost: Cost, diffusion: Diffusion) -> str:
     """A short text for a terminal."""
-    parts = [headline(history, findings)]
+    parts = [headline(history, findings, cost)]
     for rank, finding in enumerate(findings, 1):
         parts.append(f"{rank}. [{finding.severity}] {finding.kind} in layer {finding.layer}")
         parts.append(_wrapped(finding.evidence))
@@ -130,7 +151,7 @@ def as_dict(
         )
     return {
         "freenergy": __version__,
-        "verdict": headline(history, findings),
+        "verdict": headline(history, findings, cost),
         "findings": [asdict(finding) for finding in findings],
         "steps": [record.step for record in history.records],
         "layers": layers,

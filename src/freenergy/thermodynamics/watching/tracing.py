@@ -31,6 +31,8 @@ class LayerTrace:
         Copy from before the pass.
     inputs, outputs, gradients : Tensor or None
         Of shape (sites, units); outputs are pre-activations, gradients those of the loss.
+    n_sites : int
+        Rows times places that a unit has a pre-activation for; 0 where none were seen.
     scale, shift : Tensor or None
         Of a normalisation between the layer and its activation.
     activation : nn.Module or None
@@ -41,6 +43,7 @@ class LayerTrace:
     inputs: Tensor | None = None
     outputs: Tensor | None = None
     gradients: Tensor | None = None
+    n_sites: int = 0
     scale: Tensor | None = None
     shift: Tensor | None = None
     activation: nn.Module | None = None
@@ -188,6 +191,7 @@ class Pass:
         if output.shape[1 if sampler.dims else -1] != sampler.layer.n_units:
             return
         trace.outputs = self.sites.take(sampler.view(output.detach()), sampler.units)
+        trace.n_sites = output.numel() // sampler.layer.n_units
         if trace.handle is not None:
             trace.handle.remove()
         if not output.requires_grad:
