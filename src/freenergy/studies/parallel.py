@@ -7,15 +7,16 @@ chose around the call, as a cluster of Dask or Ray that shares the study's folde
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import cache
+from functools import cache, partial
 from multiprocessing import current_process
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
@@ -39,7 +40,9 @@ class Job(NamedTuple):
         What it is, for the log.
     work : callable
         Does it, leaves what it finds in a file, and says in a few words what that was. It must
-        be possible to pickle it, and it must store often enough to be killed at any time.
+        be possible to pickle it, and it must store often enough to be killed at any time. A
+        cluster sends large arrays once where they are arguments of a :func:`functools.partial`;
+        other jobs may see them too, so that none writes to them.
     """
 
     label: str
@@ -102,7 +105,7 @@ def _finished(jobs: Sequence[Job], n_jobs: int | None) -> Generator[str, None, N
     parallel = Parallel(n_jobs, return_as="generator_unordered", batch_size=1, mmap_mode="c")
     with one_thread():
         with _interrupts_ignored():
-            results = parallel(delayed(_do)(job, os.getpid()) for job in jobs)
+            results = parallel(delayed(_do)(_process(), j.label, *_call(j.work)) for j in jobs)
         try:
             for note, caught in results:
                 for warning in caught:
@@ -121,19 +124,32 @@ def _finished(jobs: Sequence[Job], n_jobs: int | None) -> Generator[str, None, N
                 results.close()
 
 
-def _do(job: Job, home: int) -> tuple[str, list[Warning | str]]:
+def _process() -> tuple[str, int]:
+    """Machine and number of this process."""
+    return platform.node(), os.getpid()
+
+
+def _call(work: Callable[[], str]) -> tuple[Any, ...]:
+    """A function and its arguments, each by itself: Dask takes no array out of a whole job."""
+    if isinstance(work, partial) and not work.keywords:
+        return work.func, *work.args
+    return (work,)
+
+
+def _do(
+    home: tuple[str, int], label: str, function: Callable[..., str], *arguments: Any
+) -> tuple[str, list[Warning | str]]:
     """The note of a job, and the warnings that its own process has nobody to show to."""
-    if os.getpid() == home:
-        return _note(job), []
-    _end_with(home)
+    if _process() == home:
+        return _note(label, function(*arguments)), []
+    _end_with(home[1])
     with one_thread(), warnings.catch_warnings(record=True) as caught:
-        note = _note(job)
+        note = _note(label, function(*arguments))
     return note, [warning.message for warning in caught]
 
 
-def _note(job: Job) -> str:
-    found = job.work()
-    return f"{job.label}: {found}" if found else job.label
+def _note(label: str, found: str) -> str:
+    return f"{label}: {found}" if found else label
 
 
 @cache
