@@ -93,6 +93,8 @@ BATCHES = ((1_000, 32), (10_000, 128), (1_000_000_000, 256))
 N_UPDATES = 800
 FEWEST_PASSES, MOST_PASSES = 10, 100
 WINDOW = 5
+# Training rows up to which sets are put together in a table.
+SIZES = (300, 1000)
 
 
 @dataclass(frozen=True)
@@ -475,20 +477,39 @@ def do_all(todo: Sequence[Task], file: Path, out: Path, jobs: int) -> Iterable[P
     return parallel(delayed(work)(task, file, out) for task in todo)
 
 
-def depth_table(pieces: Sequence[Piece]) -> str:
-    """Mean accuracy of each net and depth on the rows held out, over all of the search."""
-    scores: dict[tuple[str, int], list[float]] = {}
+def held_out_table(pieces: Sequence[Piece], parameter: str, depths: Sequence[int]) -> str:
+    """Mean accuracy on the rows held out, over the search, of nets of these depths."""
+    scores: dict[tuple[str, Any], list[float]] = {}
     for piece in pieces:
         for record in piece.records if piece.method in NETS else ():
-            key = piece.method, record["parameters"]["depth"]
-            scores.setdefault(key, []).append(max(record["score"], 0.0))
+            drawn = record["parameters"]
+            if parameter in drawn and drawn["depth"] in depths:
+                key = piece.method, drawn[parameter]
+                scores.setdefault(key, []).append(max(record["score"], 0.0))
     methods = [name for name in NETS if any(method == name for method, _ in scores)]
-    depths = sorted({depth for _, depth in scores})
+    values = sorted({value for _, value in scores})
     rows = [
-        [name, *[f"{100 * np.mean(scores.get((name, depth), np.nan)):.1f}" for depth in depths]]
+        [name, *[f"{100 * np.mean(scores.get((name, value), np.nan)):.1f}" for value in values]]
         for name in methods
     ]
-    return report.markdown(["hidden layers", *map(str, depths)], rows)
+    return report.markdown([parameter, *map(str, values)], rows)
+
+
+def choice_table(pieces: Sequence[Piece], methods: Sequence[str]) -> str:
+    """What the searches chose, what failed, and the cost."""
+    rows = []
+    for method in methods:
+        own = [piece for piece in pieces if piece.method == method]
+        failed = sum(r["failure"] is not None for piece in own for r in piece.records)
+        minutes = sum(piece.seconds for piece in own) / 60
+        deep, late = "–", "–"
+        if method in NETS:
+            chosen = [(p.settings, p.records[p.best]) for p in own if p.best is not None]
+            deep = str(sum(record["parameters"]["depth"] > 8 for _, record in chosen))
+            late = str(sum(r["passes"] > 0.9 * settings["passes"] for settings, r in chosen))
+        rows.append([method, deep, late, str(failed), f"{minutes:.1f}"])
+    head = ["method", "chosen: over 8 layers", "chosen: last tenth of the passes"]
+    return report.markdown([*head, "failed configurations", "minutes"], rows)
 
 
 def write_report(done: dict[Task, Piece], names: Sequence[str], methods: Sequence[str]) -> str:
@@ -514,12 +535,13 @@ def write_report(done: dict[Task, Piece], names: Sequence[str], methods: Sequenc
         ]
     parts.append(report.accuracy_table(complete, sizes, methods, accuracies))
     flat = [piece for row in pieces for piece in row]
+    n_train = np.array([row[0].n_train for row in pieces])
+    parts += ["By training rows:", report.size_table(methods, accuracies, n_train, SIZES)]
     if any(method in NETS for method in methods):
-        parts += ["Accuracy on the rows held out, mean over the search:", depth_table(flat)]
-    failed = Counter(p.method for p in flat for r in p.records if r["failure"] is not None)
-    seconds = {m: sum(p.seconds for p in flat if p.method == m) for m in methods}
-    costs = [[m, str(failed[m]), f"{seconds[m] / 60:.1f}"] for m in methods]
-    parts.append(report.markdown(["method", "failed configurations", "minutes"], costs))
+        depths = SPACES["plain"]["depth"]
+        parts += ["Accuracy on the rows held out:", held_out_table(flat, "depth", depths)]
+        parts += [f"Of {depths[-1]} layers:", held_out_table(flat, "dropout", depths[-1:])]
+    parts.append(choice_table(flat, methods))
     return "\n\n".join(parts)
 
 

@@ -115,6 +115,20 @@ def rank_table(methods: Sequence[str], accuracies: np.ndarray) -> str:
     return markdown(["method", "average rank", "average accuracy, %", "best or equal best"], rows)
 
 
+def size_table(
+    methods: Sequence[str], accuracies: np.ndarray, n_train: np.ndarray, limits: Sequence[int]
+) -> str:
+    """Average ranks of the sets of up to so many training rows, and of larger ones."""
+    found = ranks(accuracies)
+    group = np.searchsorted(limits, n_train)
+    names = [f"up to {limit}" for limit in limits] + ["more"]
+    rows = [
+        [names[k], str((group == k).sum()), *[f"{mean:.2f}" for mean in found[group == k].mean(0)]]
+        for k in np.unique(group)
+    ]
+    return markdown(["training rows", "sets", *methods], rows)
+
+
 def win_table(methods: Sequence[str], comparisons: Sequence[Comparison]) -> str:
     """Sets won, equal and lost by the method of the row against that of the column."""
     cells = {(name, name): "–" for name in methods}

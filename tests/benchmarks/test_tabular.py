@@ -130,6 +130,15 @@ class TestComparisons:
         assert "| b | 1/1/0 | – |" in wins
         assert report.rank_table(["a", "b"], values).splitlines()[2].startswith("| b | 1.25 | 87.5")
 
+    def test_sets_are_put_together_by_size(self):
+        values = np.array([[0.5, 0.6], [0.7, 0.6], [0.9, 0.8]])
+        table = report.size_table(["a", "b"], values, np.array([10, 11, 500]), [10, 20, 30])
+        assert table.splitlines()[2:] == [
+            "| up to 10 | 1 | 2.00 | 1.00 |",
+            "| up to 20 | 1 | 1.00 | 2.00 |",
+            "| more | 1 | 1.00 | 2.00 |",
+        ]
+
 
 def draw(*arguments, **keywords):
     return tabular.draw_configurations(tabular.Task(*arguments, **keywords))
