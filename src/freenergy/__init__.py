@@ -2,9 +2,9 @@
 
 ``import freenergy as fe``: the estimators stand here; the floors below them are
 :mod:`~freenergy.models`, :mod:`~freenergy.inference`, :mod:`~freenergy.thermodynamics`,
-:mod:`~freenergy.training`, :mod:`~freenergy.normalization`, :mod:`~freenergy.data` and
-:mod:`~freenergy.report`. Each is imported when it is first used, so that the theory of
-:mod:`~freenergy.normalization` loads without torch.
+:mod:`~freenergy.training` (with ``distributed``), :mod:`~freenergy.normalization`,
+:mod:`~freenergy.data` and :mod:`~freenergy.report`. Each is imported when it is first used, so that
+the theory of :mod:`~freenergy.normalization` loads without torch.
 """
 
 from importlib import import_module
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         VariationalAutoencoder,
     )
     from freenergy.thermodynamics import watch
+    from freenergy.training import distributed
 
 __all__ = [
     "BernoulliRBM",
@@ -33,6 +34,7 @@ __all__ = [
     "VariationalAutoencoder",
     "__version__",
     "data",
+    "distributed",
     "inference",
     "models",
     "normalization",
@@ -42,7 +44,10 @@ __all__ = [
 ]
 
 _ROOMS = ("data", "inference", "models", "normalization", "thermodynamics", "training")
-_HOME = dict.fromkeys(__all__, "freenergy.estimators") | {"watch": "freenergy.thermodynamics"}
+_HOME = dict.fromkeys(__all__, "freenergy.estimators") | {
+    "distributed": "freenergy.training",
+    "watch": "freenergy.thermodynamics",
+}
 
 
 def __getattr__(name: str) -> Any:

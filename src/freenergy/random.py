@@ -66,6 +66,10 @@ class RandomStream:
         """Without the scratch memory, which is made again when needed."""
         return vars(self) | {"_scratch": {}}
 
+    def reseed(self, seed: int | np.random.SeedSequence) -> None:
+        """Start anew from another seed, for all who draw from this stream."""
+        vars(self).update(vars(RandomStream(seed, self.device)))
+
     def uniform_(self, out: Tensor) -> Tensor:
         """Fill a tensor with draws from [0, 1)."""
         if self._device_generator is not None:

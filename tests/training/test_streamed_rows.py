@@ -145,7 +145,13 @@ def test_an_epoch_ends_after_its_updates(data, start, make):
     trainer = start(rows, n_epochs=3, updates_per_epoch=4)
     trainer.fit(rows, on_batch=seen.append)
     assert seen == [10] * 12
-    assert trainer.epoch == 3
+    assert [record["updates"] for record in trainer.history] == [4] * 3
+
+
+def test_an_epoch_ends_with_its_rows_whatever_the_updates_asked_for(data, start):
+    trainer = start(streamed(data(300)), n_epochs=2, updates_per_epoch=1000)
+    trainer.fit(streamed(data(300)))
+    assert [record["updates"] for record in trainer.history] == [30] * 2
 
 
 def test_the_rate_falls_over_a_limited_epoch(data, start):

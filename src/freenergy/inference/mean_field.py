@@ -228,11 +228,17 @@ class PlefkaExpansion:
         gradient = visible.T @ (hidden * (self.beta / len(visible)))
         return self.add_corrections(gradient, visible, hidden)
 
-    def add_corrections(self, gradient: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
-        """Add the terms beyond first order of :meth:`weight_gradient`, in place."""
+    def add_corrections(
+        self, gradient: Tensor, visible: Tensor, hidden: Tensor, n_states: int | None = None
+    ) -> Tensor:
+        """Add the terms beyond first order of :meth:`weight_gradient`, in place.
+
+        ``n_states`` is the number that their sum is divided by; None is that of these states.
+        """
         if self.order == 1:
             return gradient
-        v, h, beta, n = self.model.visible, self.model.hidden, self.beta, len(visible)
+        v, h, beta = self.model.visible, self.model.hidden, self.beta
+        n = len(visible) if n_states is None else n_states
         pair = v.cumulant2(visible).T @ h.cumulant2(hidden)
         gradient.addcmul_(pair, self._powers[0], value=beta**2 / n)
         if self.order == 3:

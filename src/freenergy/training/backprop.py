@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
-from freenergy.training.rows import LabelledBatch
+from freenergy.training.rows import LabelledBatch, rows_in
 
 __all__ = ["Backpropagation", "mean_cross_entropy"]
 
@@ -62,6 +62,16 @@ class Backpropagation:
         finally:
             self._set_global_stream(before)
             self.model.eval()
+
+    def weigh(self, batch: Any) -> float:
+        """Rows that the mean over a batch is taken over: those that have a label, or all."""
+        if isinstance(batch, LabelledBatch) and not batch.labels.is_floating_point():
+            return float((batch.labels >= 0).sum())
+        return float(rows_in(batch))
+
+    def reseed(self, seed: int) -> None:
+        """Let the random layers draw from another stream from now on."""
+        self._draws = torch.Generator(self._device).manual_seed(seed).get_state()
 
     def measure(self) -> dict[str, Any]:
         """Nothing beyond what monitors see."""

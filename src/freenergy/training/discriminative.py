@@ -18,7 +18,7 @@ the coefficients :math:`D`, so that one pass over the data serves both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +156,9 @@ class DiscriminativeGradient:
     torch.Size([3, 2])
     """
 
+    chain_axes: ClassVar[dict[str, int]] = {"chain": 0}
+    """Chains in the state that several processes divide, and their axis."""
+
     def __init__(
         self, model: DiscriminativeRBM, options: DiscriminativeOptions, random: RandomStream
     ) -> None:
@@ -213,8 +216,11 @@ class DiscriminativeGradient:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from tensors that :meth:`state` returned."""
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
+        if self._chain is not None:
+            if len(self._chain) != len(state["chain"]):
+                # Processes divide them, and join them again.
+                self._chain = self._chain.new_empty(state["chain"].shape)
+            self._chain.copy_(state["chain"])
 
     def _dropped(self, rows: Tensor) -> Tensor:
         """Rows with a share of their values set to zero, the others scaled up."""

@@ -16,12 +16,20 @@ so that any torch optimiser can follow it.
 Both phases are rows of one pair of matrices, :math:`V = [v_\text{data}; v_\text{model}]` and
 :math:`H`, with weights :math:`w = \mp\beta/n` on the rows: one product gives both hidden fields and
 one, :math:`V^\top \operatorname{diag}(w) H`, the whole gradient.
+
+Where several processes train one model, each has some rows of both phases. The weights are those of
+the whole batch and of all chains, so that the processes' gradients add up. The centred gradient is
+no sum over rows where the offsets move with the batch; but taken with the offsets of the update
+before, :math:`\lambda` and :math:`\mu`, it is, and so are the means that move them by
+:math:`\delta\lambda` and :math:`\delta\mu`. What is then missing, as the weights sum to zero, is
+
+.. math:: -\delta\lambda \Bigl(\sum w h\Bigr)^\top - \Bigl(\sum w v\Bigr) \delta\mu^\top
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +38,9 @@ from freenergy.inference.gibbs import random_hidden
 from freenergy.inference.mean_field import PlefkaExpansion
 from freenergy.models import RBM
 from freenergy.random import RandomStream
+from freenergy.training.distributed import ALONE, Group
 from freenergy.training.options import TrainingOptions
+from freenergy.training.rows import Part, as_part
 
 __all__ = [
     "ContrastiveDivergence",
@@ -51,7 +61,16 @@ class GradientEstimator(ABC):
     options : TrainingOptions
     random : RandomStream
         Source of the chains' draws, on the model's device.
+
+    Attributes
+    ----------
+    group : Group
+        The processes whose gradients are added up in :meth:`compute`, which each of them calls.
     """
+
+    chain_axes: ClassVar[dict[str, int]] = {}
+    """Names of chains in the state that processes divide, each an attribute, and their axes."""
+    group: Group = ALONE
 
     def __init__(self, model: RBM, options: TrainingOptions, random: RandomStream) -> None:
         self.model = model
@@ -63,17 +82,21 @@ class GradientEstimator(ABC):
         with torch.no_grad():
             self._offset_visible = model.visible.mean(options.beta * model.visible_bias)
             self._offset_hidden = model.hidden_mean(self._offset_visible, options.beta)
-        self._rows: tuple[int, int] = (-1, -1)
+        self._rows: tuple[int, ...] = ()
+        self._flat: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the buffers: they hold the last batch, and are made again when needed."""
         buffers = ("_visible", "_hidden", "_field", "_row_weight")
         state = {name: value for name, value in vars(self).items() if name not in buffers}
-        return state | {"_rows": (-1, -1)}
+        return state | {"_rows": (), "_flat": None}
 
     @abstractmethod
-    def compute(self, batch: Tensor) -> None:
-        """Write the gradient for a batch of shape (n, n_visible) into the parameters' ``.grad``."""
+    def compute(self, batch: Tensor | Part) -> None:
+        """Write the gradient for a batch of shape (n, n_visible) into the parameters' ``.grad``.
+
+        It is that of the whole batch, where several processes have parts of it.
+        """
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that must persist between updates, by name."""
@@ -86,7 +109,11 @@ class GradientEstimator(ABC):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from tensors that :meth:`state` returned."""
         for name, tensor in self.state().items():
-            tensor.copy_(state[name])
+            if name in self.chain_axes and len(tensor) != len(state[name]):
+                # Processes divide them, and join them again.
+                setattr(self, name, state[name].to(tensor, copy=True))
+            else:
+                tensor.copy_(state[name])
 
     def measure(self) -> dict[str, Any]:
         """Numbers that the estimator knows of the model, for the history of an epoch."""
@@ -95,18 +122,22 @@ class GradientEstimator(ABC):
     def _persistent_state(self) -> dict[str, Tensor]:
         return {}
 
-    def _stack(self, n_data: int, n_model: int) -> None:
-        """Buffers for the two phases, the data's rows first."""
-        if self._rows == (n_data, n_model):
+    def _all_chains(self, own: int) -> int:
+        """Chains of all processes, of which this one has some."""
+        return own if self.group.size == 1 else self.options.chains
+
+    def _stack(self, n_data: int, n_model: int, all_data: int, all_model: int) -> None:
+        """Buffers for the two phases, the data's rows first, weighted as parts of all."""
+        if self._rows == (n_data, n_model, all_data, all_model):
             return
-        self._rows = (n_data, n_model)
+        self._rows = (n_data, n_model, all_data, all_model)
         new = self.model.weight.new_empty
         n = n_data + n_model
         self._visible, self._hidden = new(n, self.model.n_visible), new(n, self.model.n_hidden)
         self._field = new(n, self.model.n_hidden)
         self._row_weight = new(n)
-        self._row_weight[:n_data] = -self.options.beta / n_data
-        self._row_weight[n_data:] = self.options.beta / n_model
+        self._row_weight[:n_data] = -self.options.beta / all_data
+        self._row_weight[n_data:] = self.options.beta / all_model
 
     def _gradients(self) -> list[Tensor]:
         """Each parameter's ``.grad``, made where absent: at first, and after unpickling."""
@@ -117,13 +148,31 @@ class GradientEstimator(ABC):
             gradients.append(parameter.grad)
         return gradients
 
+    def _shared_gradients(self) -> tuple[Tensor, list[Tensor]]:
+        """One vector to be added up, with the parameters' ``.grad`` and the data's means in it."""
+        model = self.model
+        parameters = (model.weight, model.visible_bias, model.hidden_bias)
+        shapes = [p.shape for p in (*parameters, model.visible_bias, model.hidden_bias)]
+        sizes = [shape.numel() for shape in shapes]
+        if self._flat is None:
+            self._flat = model.weight.new_zeros(sum(sizes))
+        parts = [t.view(s) for t, s in zip(self._flat.split(sizes), shapes, strict=True)]
+        for parameter, part in zip(parameters, parts, strict=False):
+            parameter.grad = part
+        return self._flat, parts
+
     def _write_gradient(self) -> None:
         """The gradient from the stacked phases; the hidden buffer is used up."""
-        n_data = self._rows[0]
-        weight_grad, visible_grad, hidden_grad = self._gradients()
-        if self.options.centered:
+        n_data, _, all_data, _ = self._rows
+        if self.group.size > 1:
+            *_, visible_mean, hidden_mean = self._shared_gradients()[1]
+            torch.sum(self._visible[:n_data], 0, out=visible_mean).div_(all_data)
+            torch.sum(self._hidden[:n_data], 0, out=hidden_mean).div_(all_data)
+        elif self.options.centered:
             self._offset_visible.lerp_(self._visible[:n_data].mean(0), _OFFSET_RATE)
             self._offset_hidden.lerp_(self._hidden[:n_data].mean(0), _OFFSET_RATE)
+        weight_grad, visible_grad, hidden_grad = self._gradients()
+        if self.options.centered:
             self._hidden.sub_(self._offset_hidden)
         torch.mv(self._visible.T, self._row_weight, out=visible_grad)
         # The weights of all rows sum to zero, so the offset drops out of this sum.
@@ -133,8 +182,22 @@ class GradientEstimator(ABC):
         if self.options.centered:
             weight_grad.addr_(self._offset_visible, hidden_grad, alpha=-1)
 
-    def _center_biases(self) -> None:
-        """Carry the centred weight gradient over to the biases of the uncentred model."""
+    def _add_up(self) -> None:
+        """The sum of the processes' gradients, centred at the offsets that all data move."""
+        flat, parts = self._shared_gradients()
+        weight_grad, visible_grad, hidden_grad, visible_mean, hidden_mean = parts
+        self.group.sum_(flat)
+        if self.options.centered:
+            before = self._offset_visible.clone(), self._offset_hidden.clone()
+            self._offset_visible.lerp_(visible_mean, _OFFSET_RATE)
+            self._offset_hidden.lerp_(hidden_mean, _OFFSET_RATE)
+            weight_grad.addr_(self._offset_visible - before[0], hidden_grad, alpha=-1)
+            weight_grad.addr_(visible_grad, self._offset_hidden - before[1], alpha=-1)
+
+    def _complete_gradient(self) -> None:
+        """Add up, and carry the centred weight gradient over to the uncentred model's biases."""
+        if self.group.size > 1:
+            self._add_up()
         if self.options.centered:
             weight_grad, visible_grad, hidden_grad = self._gradients()
             visible_grad.addmv_(weight_grad, self._offset_hidden, alpha=-1)
@@ -165,10 +228,11 @@ class ContrastiveDivergence(GradientEstimator):
     """
 
     @torch.no_grad()
-    def compute(self, batch: Tensor) -> None:
-        model, beta, n = self.model, self.options.beta, len(batch)
-        self._stack(n, n)
-        self._visible[:n].copy_(batch)
+    def compute(self, batch: Tensor | Part) -> None:
+        rows, all_rows = as_part(batch)
+        model, beta, n = self.model, self.options.beta, len(rows)
+        self._stack(n, n, all_rows, all_rows)
+        self._visible[:n].copy_(rows)
         data, chain = self._field[:n], self._field[n:]
         model.hidden_field(self._visible[:n], beta, out=data)
         model.hidden.mean(data, out=self._hidden[:n])
@@ -180,7 +244,7 @@ class ContrastiveDivergence(GradientEstimator):
         model.hidden_field(self._visible[n:], beta, out=chain)
         model.hidden.mean(chain, out=self._hidden[n:])
         self._write_gradient()
-        self._center_biases()
+        self._complete_gradient()
 
 
 class PersistentContrastiveDivergence(GradientEstimator):
@@ -209,6 +273,8 @@ class PersistentContrastiveDivergence(GradientEstimator):
     (torch.Size([4, 3]), torch.Size([7, 3]))
     """
 
+    chain_axes: ClassVar[dict[str, int]] = {"chain": 0}
+
     def __init__(self, model: RBM, options: TrainingOptions, random: RandomStream) -> None:
         super().__init__(model, options, random)
         # Zeros (or the lowest value), as scikit-learn's chains: they forget it in a few steps.
@@ -217,10 +283,11 @@ class PersistentContrastiveDivergence(GradientEstimator):
         )
 
     @torch.no_grad()
-    def compute(self, batch: Tensor) -> None:
-        model, beta, n = self.model, self.options.beta, len(batch)
-        self._stack(n, len(self.chain))
-        self._visible[:n].copy_(batch)
+    def compute(self, batch: Tensor | Part) -> None:
+        rows, all_rows = as_part(batch)
+        model, beta, n = self.model, self.options.beta, len(rows)
+        self._stack(n, len(self.chain), all_rows, self._all_chains(len(self.chain)))
+        self._visible[:n].copy_(rows)
         for step in range(self.options.n_steps):
             if step > 0:
                 model.sample_hidden(self._visible[n:], self.random, beta, out=self.chain)
@@ -229,7 +296,7 @@ class PersistentContrastiveDivergence(GradientEstimator):
         model.hidden.mean(self._field, out=self._hidden)
         model.hidden.sample(self._field[n:], self.random, out=self.chain)
         self._write_gradient()
-        self._center_biases()
+        self._complete_gradient()
 
     def _persistent_state(self) -> dict[str, Tensor]:
         return {"chain": self.chain}
@@ -261,6 +328,8 @@ class ExtendedMeanField(GradientEstimator):
     torch.Size([4, 3])
     """
 
+    chain_axes: ClassVar[dict[str, int]] = {"visible_state": 0, "hidden_state": 0}
+
     def __init__(self, model: RBM, options: TrainingOptions, random: RandomStream) -> None:
         super().__init__(model, options, random)
         self._expansion = PlefkaExpansion(model, options.mean_field_order, options.beta)
@@ -272,24 +341,27 @@ class ExtendedMeanField(GradientEstimator):
         self.hidden_state = model.hidden_mean(self.visible_state, options.beta).detach()
 
     @torch.no_grad()
-    def compute(self, batch: Tensor) -> None:
-        model, options, n = self.model, self.options, len(batch)
+    def compute(self, batch: Tensor | Part) -> None:
+        rows, all_rows = as_part(batch)
+        model, options, n = self.model, self.options, len(rows)
         self._expansion.refresh()
-        data_field = model.hidden_field(batch, options.beta)
+        data_field = model.hidden_field(rows, options.beta)
         if options.persistent:
             visible, hidden = self.visible_state, self.hidden_state
+            n_states = self._all_chains(len(visible))
         else:
-            visible, hidden = batch.clone(), model.hidden.mean(data_field)
+            visible, hidden = rows.clone(), model.hidden.mean(data_field)
+            n_states = all_rows
         for _ in range(options.n_steps):
             self._expansion.sweep(visible, hidden, options.damping)
-        self._stack(n, len(visible))
-        self._visible[:n].copy_(batch)
+        self._stack(n, len(visible), all_rows, n_states)
+        self._visible[:n].copy_(rows)
         self._visible[n:].copy_(visible)
         model.hidden.mean(data_field, out=self._hidden[:n])
         self._hidden[n:].copy_(hidden)
         self._write_gradient()
-        self._expansion.add_corrections(self._gradients()[0], visible, hidden)
-        self._center_biases()
+        self._expansion.add_corrections(self._gradients()[0], visible, hidden, n_states)
+        self._complete_gradient()
 
     def _persistent_state(self) -> dict[str, Tensor]:
         if not self.options.persistent:

@@ -61,8 +61,9 @@ class LoopOptions:
     shuffle : bool, default=True
         Whether each epoch visits the rows in a new random order.
     updates_per_epoch : int or None, default=None
-        End each epoch after so many updates, for data too long for whole passes, or without end;
-        each epoch then visits other rows. None visits all rows.
+        End each epoch after at most so many updates, for data too long for whole passes, or
+        without end; each epoch then visits other rows. An epoch never goes beyond one pass. None
+        visits all rows.
 
     Raises
     ------

@@ -21,8 +21,9 @@ from freenergy.models.mlp import linear_layers
 from freenergy.normalization.constraints import apply_constraint
 from freenergy.random import RandomStream
 from freenergy.training.backprop import Backpropagation
+from freenergy.training.distributed import ALONE, Group, gradients_of
 from freenergy.training.options import LoopOptions, check_not_negative, check_positive, check_share
-from freenergy.training.rows import LabelledBatch, LabelledRows
+from freenergy.training.rows import LabelledBatch, LabelledRows, as_part
 from freenergy.training.trainer import Trainer
 
 __all__ = [
@@ -123,6 +124,8 @@ class PerceptronGradient(Backpropagation):
 
     Attributes
     ----------
+    group : Group
+        The processes over which :meth:`compute`, which each of them calls, averages.
     batch_weight : float
         Weight of the rows of the last batch.
     batch_loss : Tensor
@@ -141,10 +144,14 @@ class PerceptronGradient(Backpropagation):
     (torch.Size([1, 3]), 3.0)
     """
 
+    group: Group = ALONE
+
     def __init__(
         self, model: nn.Sequential, out_activation: str, alpha: float, *, seed: int = 0
     ) -> None:
         super().__init__(model, self._mean_loss, seed=seed)
+        self._mean = next(model.parameters()).new_zeros(())
+        self._n_outputs = linear_layers(model)[-1].out_features
         self.row_loss = LOSSES[out_activation]
         self.averages_outputs = out_activation == "identity"
         self.alpha = alpha
@@ -153,7 +160,20 @@ class PerceptronGradient(Backpropagation):
         self._begin_count()
 
     def compute(self, batch: Any) -> None:
-        """Write the gradient for a batch into the parameters' ``.grad``."""
+        """Write the gradient for a batch into the parameters' ``.grad``.
+
+        It is that of the whole batch, where several processes have parts of it.
+        """
+        part, n_rows = as_part(batch)
+        if len(part.rows):
+            self._compute_part(part)
+        else:
+            self.batch_weight = 0.0
+        if self.group.size > 1:
+            self._average()
+        self._count_batch(n_rows)
+
+    def _compute_part(self, batch: LabelledBatch) -> None:
         if self._has_modes:
             super().compute(batch)
             return
@@ -161,6 +181,12 @@ class PerceptronGradient(Backpropagation):
         self.model.zero_grad(set_to_none=True)
         with torch.enable_grad():
             self.loss(self.model, batch).backward()
+
+    def _average(self) -> None:
+        """The gradient and the loss of all processes' rows."""
+        mean = self._mean.reshape(1)
+        total = self.group.average_([*gradients_of(self.model), mean], self.batch_weight)
+        self._mean, self.batch_weight = mean[0], float(total)
 
     def _begin_count(self) -> None:
         self._count = 0
@@ -175,13 +201,17 @@ class PerceptronGradient(Backpropagation):
         else:
             self.batch_weight = float(batch.weights.sum())
             mean = (batch.weights @ losses) / self.batch_weight
-        with torch.no_grad():
-            shown = mean / outputs.shape[1] if self.averages_outputs else mean
-            penalty = self._penalty()
-            self.batch_loss, self.objective = shown + penalty, mean + penalty
-            self._total += n * self.batch_loss
-            self._count += n
+        self._mean = mean.detach()
         return mean
+
+    @torch.no_grad()
+    def _count_batch(self, n: int) -> None:
+        """Keep count of the loss of a batch, with the penalty."""
+        mean, penalty = self._mean, self._penalty()
+        shown = mean / self._n_outputs if self.averages_outputs else mean
+        self.batch_loss, self.objective = shown + penalty, mean + penalty
+        self._total += n * self.batch_loss
+        self._count += n
 
     def _penalty(self) -> Tensor:
         norm = get_total_norm([weight.detach() for weight in self._weights])
@@ -243,7 +273,7 @@ class PerceptronTrainer(Trainer):
     def update(self, batch: Any) -> None:
         """Follow the gradient of one batch, the penalty included, and project."""
         gradient = cast(PerceptronGradient, self.gradient)
-        gradient.compute(batch)
+        self._compute(batch)
         # The optimiser adds the gradient of the penalty in the same sweep over the weights.
         decay = self.options.alpha / gradient.batch_weight
         self.optimizer.param_groups[0]["weight_decay"] = decay

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,14 +20,34 @@ __all__ = [
     "DenseRows",
     "LabelledBatch",
     "LabelledRows",
+    "Part",
     "Rows",
     "SparseRows",
     "StreamedRows",
+    "as_part",
     "as_rows",
     "rows_in",
 ]
 
 _BLOCK = 4096
+
+Portion: TypeAlias = Callable[[int], slice]
+"""Which of the rows of a batch are this process's, from their number."""
+
+
+class Part(NamedTuple):
+    """The rows of a batch that one of several processes takes.
+
+    Attributes
+    ----------
+    batch : Tensor or LabelledBatch
+        Its own rows; there may be none.
+    n_rows : int
+        Rows of the whole batch.
+    """
+
+    batch: Any
+    n_rows: int
 
 
 class Rows(Protocol):
@@ -54,6 +74,16 @@ class Rows(Protocol):
         self, size: int, order: RandomStream | None = None, limit: int | None = None
     ) -> Generator[Any]:
         """Batches of one epoch, at most ``limit``; without ``order`` as the rows lie."""
+        ...
+
+    def parts(
+        self,
+        size: int,
+        portion: Portion,
+        order: RandomStream | None = None,
+        limit: int | None = None,
+    ) -> Generator[Part]:
+        """One process's parts of the same batches."""
         ...
 
     def some(self, n_rows: int) -> Any:
@@ -97,12 +127,32 @@ class _RowsInMemory:
         self, size: int, order: RandomStream | None = None, limit: int | None = None
     ) -> Generator[Any]:
         """Batches of one epoch, in an order drawn uniformly from all."""
+        for index, _ in self._places(size, order, limit, slice):
+            yield self.take(index)
+
+    def parts(
+        self,
+        size: int,
+        portion: Portion,
+        order: RandomStream | None = None,
+        limit: int | None = None,
+    ) -> Generator[Part]:
+        """One process's parts of the same batches; no other rows are touched."""
+        for index, n_rows in self._places(size, order, limit, portion):
+            yield Part(self.take(index), n_rows)
+
+    def _places(
+        self, size: int, order: RandomStream | None, limit: int | None, portion: Portion
+    ) -> Generator[tuple[Tensor | slice, int]]:
+        """Positions of a portion of each batch, and the number of rows of all of it."""
         n = len(self)
         # The order within one batch makes no difference, so none is drawn for it.
         permutation = order.permutation(n) if order is not None and n > size else None
         for start in range(0, n if limit is None else min(n, limit * size), size):
-            part = slice(start, min(start + size, n))
-            yield self.take(part if permutation is None else permutation[part])
+            n_rows = min(size, n - start)
+            own = portion(n_rows)
+            part = slice(start + (own.start or 0), start + own.stop)
+            yield part if permutation is None else permutation[part], n_rows
 
     def some(self, n_rows: int) -> Any:
         """The first rows."""
@@ -313,6 +363,21 @@ class StreamedRows:
             for block in blocks:
                 yield self._batch(Block(self.stream.values(block.rows, self._dtype), block.labels))
 
+    def parts(
+        self,
+        size: int,
+        portion: Portion,
+        order: RandomStream | None = None,
+        limit: int | None = None,
+    ) -> Generator[Part]:
+        """One process's parts of the same batches; every process reads all blocks."""
+        with closing(self.stream.batches(size, order, limit)) as blocks:
+            for rows, labels in blocks:
+                own = portion(len(rows))
+                values = self.stream.values(rows[own], self._dtype)
+                block = Block(values, None if labels is None else labels[own])
+                yield Part(self._batch(block), len(rows))
+
     def some(self, n_rows: int) -> Any:
         """Rows of evenly spaced blocks."""
         return self._batch(self.stream.sample(n_rows))
@@ -357,8 +422,21 @@ class StreamedRows:
 
 
 def rows_in(batch: Any) -> int:
-    """Number of rows of a batch, labelled or not."""
+    """Number of rows of a batch, labelled or not; all of them where it is a part of one."""
+    if isinstance(batch, Part):
+        return batch.n_rows
     return len(batch.rows if isinstance(batch, LabelledBatch) else batch)
+
+
+def as_part(batch: Any) -> Part:
+    """A batch as the part of one that it is, or as all of it.
+
+    Examples
+    --------
+    >>> as_part(torch.eye(3)).n_rows, as_part(Part(torch.eye(3), 7)).n_rows
+    (3, 7)
+    """
+    return batch if isinstance(batch, Part) else Part(batch, rows_in(batch))
 
 
 def as_rows(

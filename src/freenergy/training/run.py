@@ -32,6 +32,7 @@ from freenergy.inference import Ladder
 from freenergy.models import RBM, get_unit
 from freenergy.random import RandomStream
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from freenergy.training.distributed import group_now
 from freenergy.training.options import TrainingOptions, check_whole
 from freenergy.training.rows import Rows
 from freenergy.training.trainer import Monitor, Trainer, initialize
@@ -116,6 +117,14 @@ class RunConfig:
         values = json.loads(text)
         values["options"] = TrainingOptions.from_dict(values["options"])
         return cls(**values)
+
+    def same_training(self, other: RunConfig) -> bool:
+        """Whether another configuration trains the same model, by whatever command and versions."""
+        mine, others = (
+            json.loads(config.to_json()) | {"command": None, "versions": None}
+            for config in (self, other)
+        )
+        return bool(mine == others)
 
     def build(
         self, rows: Rows, monitors: tuple[Monitor, ...] = (), monitor_every: int = 1
@@ -210,6 +219,22 @@ class RunDirectory:
             raise RunError(f"cannot write to {run.path} ({error.strerror})") from error
         return run
 
+    @classmethod
+    def create_or_open(cls, path: str | os.PathLike[str], config: RunConfig) -> Self:
+        """The run of this configuration in a folder: the one that is there, or a new one.
+
+        For processes that are started again by the same command.
+
+        Raises
+        ------
+        RunError
+            When the folder holds another run, or cannot be written.
+        """
+        run = cls(path)
+        if run.config_path.exists() and run.config().same_training(config):
+            return run
+        return cls.create(path, config)
+
     def config(self) -> RunConfig:
         """The configuration of the run.
 
@@ -226,7 +251,12 @@ class RunDirectory:
             raise RunError(f"{self.config_path} is damaged ({error})") from error
 
     def save(self, trainer: Trainer) -> None:
-        """Store the state of a trainer; killed at any moment, the run keeps the last state."""
+        """Store the state of a trainer; killed at any moment, the run keeps the last state.
+
+        Of several processes, the first one writes.
+        """
+        if group_now().rank > 0:
+            return
         tensors, values = trainer.state()
         save_checkpoint(
             self.checkpoint_path, tensors, values | {"model": model_spec(trainer.model)}
@@ -263,23 +293,25 @@ class RunDirectory:
         epochs that a killed process may lose; whatever else ends the training early is preceded
         by a checkpoint. ``hooks`` are those of
         :meth:`Trainer.fit <freenergy.training.Trainer.fit>`.
+
+        Of several processes, the first one alone reads and writes the folder.
         """
-        for leftover in self.path.glob(".*.tmp"):  # of a process killed while it wrote
-            leftover.unlink()
-        if not self.restore(trainer):
-            self.save(trainer)
-        self._write_metrics(trainer.history)
+        first = group_now().rank == 0
+        if first:
+            self._begin(trainer)
         on_epoch = hooks.pop("on_epoch", None)
         stored = trainer.epoch
 
         def after_epoch(trainer: Trainer) -> None:
             nonlocal stored
-            # Of an earlier model, which is no more.
-            self.assessment_path.unlink(missing_ok=True)
+            if first:
+                # Of an earlier model, which is no more.
+                self.assessment_path.unlink(missing_ok=True)
             if trainer.epoch % checkpoint_every == 0:
                 self.save(trainer)
                 stored = trainer.epoch
-            self._append_metrics(trainer.history[-1])
+            if first:
+                self._append_metrics(trainer.history[-1])
             if on_epoch is not None:
                 on_epoch(trainer)
 
@@ -288,6 +320,14 @@ class RunDirectory:
         finally:
             if trainer.epoch != stored:
                 self.save(trainer)
+
+    def _begin(self, trainer: Trainer) -> None:
+        """Bring a trainer to the stored state, or store the state at its start."""
+        for leftover in self.path.glob(".*.tmp"):  # of a process killed while it wrote
+            leftover.unlink()
+        if not self.restore(trainer):
+            self.save(trainer)
+        self._write_metrics(trainer.history)
 
     def ladder(self) -> Ladder | None:
         """The models that training passed through, the last one on top; None where none are kept.

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from freenergy.models import RBM, DiscriminativeRBM
 from freenergy.normalization.constraints import apply_constraint
 from freenergy.random import RandomStream
+from freenergy.training.distributed import (
+    ALONE,
+    Group,
+    Members,
+    average_gradient,
+    chain_axes,
+    derived_seed,
+    group_now,
+    own_chains,
+    pooled,
+)
 from freenergy.training.estimators import gradient_estimator
 from freenergy.training.options import LoopOptions, TrainingOptions
-from freenergy.training.rows import LabelledRows, Rows, StreamedRows, rows_in
+from freenergy.training.rows import LabelledRows, Part, Rows, StreamedRows, rows_in
 from freenergy.training.stopping import StopTraining
 
 __all__ = [
@@ -37,7 +49,15 @@ Monitor = Callable[[Any], dict[str, Any]]
 
 
 class Gradient(Protocol):
-    """A way to the gradient of what is minimised, for one model."""
+    """A way to the gradient of what is minimised, for one model.
+
+    Where several processes train the model together, the mean of their gradients is taken, each
+    weighted by its rows, or by what a method ``weigh(batch)`` says. A gradient with an attribute
+    ``group`` does it itself: it is given that :class:`~freenergy.training.distributed.Group`, and
+    batches as :class:`~freenergy.training.rows.Part`. An attribute ``chain_axes`` says which
+    tensors of the state the processes divide, and a method ``reseed(seed)`` lets random numbers of
+    the gradient's own differ.
+    """
 
     def compute(self, batch: Any) -> None:
         """Write the gradient for a batch, as its rows gave it, into the parameters' ``.grad``."""
@@ -57,7 +77,22 @@ class Gradient(Protocol):
 
 
 class DivergenceError(RuntimeError):
-    """Training lost its parameters, see :func:`has_diverged`; the last good ones were restored."""
+    """Training lost its parameters, see :func:`has_diverged`; the last good ones were restored.
+
+    Attributes
+    ----------
+    event : str
+        What happened.
+    advice : str
+        What to change, in the names of the options.
+    """
+
+    def __init__(self, event: str, advice: str = "") -> None:
+        super().__init__(event, advice)
+        self.event, self.advice = event, advice
+
+    def __str__(self) -> str:
+        return f"{self.event}. {self.advice}" if self.advice else self.event
 
 
 @torch.no_grad()
@@ -146,6 +181,8 @@ class Trainer:
         One record for each completed epoch.
     certificate : dict or None
         Of the equilibrium of the chains at this epoch, where one was made; stored with the state.
+    group : Group
+        The processes that :meth:`fit` divides its work among, while it runs.
 
     Examples
     --------
@@ -187,6 +224,8 @@ class Trainer:
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.certificate: dict[str, Any] | None = None
+        self.group = ALONE
+        self._members: Members | None = None
 
     def fit(
         self,
@@ -218,59 +257,144 @@ class Trainer:
         -----
         Whatever ends an epoch early (divergence, Ctrl-C, a monitor that fails) is passed on with
         model and trainer as they were after the epoch before.
+
+        Where torch's process group is initialised, its processes train the model together. Each has
+        to call this with the same rows and options; they all begin at the state of the first, and
+        end in one state. Batches are those of one process: ``batch_size`` rows, and ``n_chains``
+        chains, are divided. Monitors are read in the first process, which also decides on the end;
+        ``on_epoch`` is called in all of them.
         """
-        while self.epoch < self.options.n_epochs:
-            good = self.state()
-            try:
-                self._run_epoch(rows, on_batch)
-            except BaseException:
-                self.restore(*good)
-                raise
-            if on_epoch is not None:
+        with self._divided(group_now()):
+            while self.epoch < self.options.n_epochs:
+                good = self.state()
                 try:
-                    on_epoch(self)
-                except StopTraining as stop:
-                    if str(stop):
-                        warnings.warn(str(stop), UserWarning, stacklevel=2)
+                    self._run_epoch(rows, on_batch)
+                except BaseException:
+                    self.restore(*good)
+                    raise
+                if on_epoch is not None and self._stops(on_epoch):
                     return
+
+    def _stops(self, on_epoch: Callable[[Trainer], None]) -> bool:
+        """Whether the first process is told to stop after this epoch."""
+        found: StopTraining | None = None
+        try:
+            on_epoch(self)
+        except StopTraining as stop:
+            found = stop
+        if found is not None and str(found):
+            warnings.warn(str(found), UserWarning, stacklevel=3)
+        return self.group.agree(found is not None)
+
+    @contextmanager
+    def _divided(self, group: Group) -> Iterator[None]:
+        """The work divided among processes, which all are in one state before and after."""
+        if group.size == 1:
+            yield
+            return
+        try:
+            self._join(group)
+            yield
+        finally:
+            self._leave()
+
+    def _join(self, group: Group) -> None:
+        if self.order is self.random:
+            # The order is common to all processes, other draws are not.
+            legacy = self.order.state()["host"]["bit_generator"] == "MT19937"
+            self.order = RandomStream(np.random.RandomState() if legacy else 0, self.random.device)
+            self.order.restore(self.random.state())
+        tensors, meta = group.agree(self.state())
+        self._set_group(group)
+        self.restore(tensors, meta)
+        self._members = Members.gather(self.gradient, self.random, group)
+
+    def _leave(self) -> None:
+        whole = self.state()
+        self._set_group(ALONE)
+        self.restore(*whole)
+
+    def _set_group(self, group: Group) -> None:
+        self.group = group
+        if hasattr(self.gradient, "group"):
+            self.gradient.group = group
 
     def _run_epoch(self, rows: Rows | LabelledRows, on_batch: Callable[[int], None] | None) -> None:
         begin = time.perf_counter()
         options = self.options
         rate = options.learning_rate_at(self.epoch)
         order = self.order if options.shuffle else None
-        n, done = _epoch_rows(rows, options), 0
+        n, done, own, updates = _epoch_rows(rows, options), 0, 0, 0
         # Closed, so that whatever reads ahead stops with the epoch.
-        with closing(rows.batches(options.batch_size, order, options.updates_per_epoch)) as batches:
+        with closing(self._batches(rows, order)) as batches:
             for batch in batches:
                 for group in self.optimizer.param_groups:
                     group["lr"] = options.learning_rate_at(self.epoch + (done / n if n else 0))
                 self.update(batch)
+                updates += 1
                 done += rows_in(batch)
+                own += rows_in(batch.batch if isinstance(batch, Part) else batch)
                 if on_batch is not None:
                     on_batch(rows_in(batch))
         self.constrain()
-        if has_diverged(self.model, options.beta):
+        self._average_buffers()
+        if self.group.agree(has_diverged(self.model, options.beta)):
             raise DivergenceError(
                 f"the parameters diverged in epoch {self.epoch + 1}; the state after epoch "
-                f"{self.epoch} was kept. Lower learning_rate (now {rate:g})"
+                f"{self.epoch} was kept",
+                f"Lower learning_rate (now {rate:g})"
                 + (f" or momentum (now {options.momentum:g})" if options.momentum else "")
-                + ("" if options.weight_constraint else ", or set weight_constraint and max_norm")
+                + ("" if options.weight_constraint else ", or set weight_constraint and max_norm"),
             )
         trained = time.perf_counter() - begin
         self.epoch += 1
         self.certificate = None
-        record: dict[str, Any] = {"epoch": self.epoch, "learning_rate": rate, "seconds": trained}
+        record: dict[str, Any] = {"epoch": self.epoch, "updates": updates}
+        record |= {"learning_rate": rate, "seconds": trained}
         if self.epoch % self.monitor_every == 0 or self.epoch == options.n_epochs:
-            record |= self.gradient.measure()
-            for monitor in self.monitors:
-                record |= monitor(self.model)
+            record |= self._measured(own)
+            if self.group.rank == 0:
+                for monitor in self.monitors:
+                    record |= monitor(self.model)
             _add_likelihoods(record, options.beta)
-        self.history.append(record)
+        self.history.append(self.group.agree(record))
+        if self.group.size > 1:
+            self._members = Members.gather(self.gradient, self.random, self.group)
+
+    def _batches(self, rows: Rows | LabelledRows, order: RandomStream | None) -> Generator[Any]:
+        """The batches of an epoch, or this process's parts of them."""
+        size, limit = self.options.batch_size, self.options.updates_per_epoch
+        if self.group.size == 1:
+            return rows.batches(size, order, limit)
+        return rows.parts(size, self.group.portion, order, limit)
+
+    def _average_buffers(self) -> None:
+        """One value for what layers keep of the data, of which each process saw a part."""
+        buffers = [b for b in self.model.buffers() if b.is_floating_point()]
+        if self.group.size > 1 and buffers:
+            self.group.average_(buffers, 1.0)
+
+    def _measured(self, n_rows: int) -> dict[str, Any]:
+        """What the gradient measured, in all processes, of which this one saw so many rows."""
+        record = self.gradient.measure()
+        if self.group.size == 1 or hasattr(self.gradient, "group"):
+            return record
+        records, weights = zip(*self.group.collect((record, n_rows)), strict=True)
+        return pooled(records, weights)
+
+    def _compute(self, batch: Any) -> None:
+        """Write the gradient of a batch, of which each process has a part."""
+        if self.group.size == 1:
+            self._members = None  # They do not go along with what one process does alone.
+            self.gradient.compute(batch)
+        elif hasattr(self.gradient, "group"):
+            self.gradient.compute(batch)
+        else:
+            average_gradient(self.gradient, self.model, batch, self.group)
 
     def update(self, batch: Any) -> None:
         """Follow the gradient of one batch: rows of shape (n, n_features), labelled or not."""
-        self.gradient.compute(batch)
+        self._compute(batch)
         if self.options.l1 > 0:
             for weight in _weights(self.model):
                 if weight.grad is not None:
@@ -304,14 +428,20 @@ class Trainer:
             "random": self.random.state(),
             "order": self.order.state(),
         }
+        if self._members is not None:
+            tensors, meta = self._members.complete(tensors, meta, self.group)
         return {name: t.detach().clone() for name, t in tensors.items()}, meta
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Continue from what :meth:`state` returned, to the same bits."""
+        """Continue from what :meth:`state` returned, to the same bits.
+
+        Another number of processes than that which wrote it divides the chains anew, and draws
+        other random numbers, which follow from the stored ones.
+        """
         with torch.no_grad():
             for name, tensor in self.model.state_dict().items():
                 tensor.copy_(tensors[f"model.{name}"])
-        self.gradient.restore(_with_prefix(tensors, "gradient."))
+        self._restore_gradient(_with_prefix(tensors, "gradient."), tensors, meta)
         stored = _with_prefix(tensors, "optimizer.")
         for name, parameter in self.model.named_parameters():
             self.optimizer.state[parameter] = {
@@ -321,8 +451,29 @@ class Trainer:
         self.epoch = meta["epoch"]
         self.history = list(meta["history"])
         self.certificate = meta.get("certificate")
-        self.random.restore(meta["random"])
         self.order.restore(meta["order"])
+
+    def _restore_gradient(
+        self, state: dict[str, Tensor], tensors: dict[str, Tensor], meta: dict[str, Any]
+    ) -> None:
+        """The gradient and the stream that it draws from; of several processes, this one's."""
+        group = self.group
+        names = chain_axes(self.gradient) if group.size > 1 else ()
+        self._members = members = Members.read(tensors, meta, names)
+        if group.size == 1:
+            self.gradient.restore(state)
+            self.random.restore(meta["random"])
+            return
+        known = members is not None and len(members.random) == group.size
+        own = members.others[group.rank] if members is not None and known else {}
+        self.gradient.restore(own_chains(self.gradient, state, group) | own)
+        if members is not None and known:
+            self.random.restore(members.random[group.rank])
+            return
+        self.random.reseed(derived_seed(meta["random"], meta["epoch"], group.size, group.rank))
+        reseed = getattr(self.gradient, "reseed", None)
+        if reseed is not None:
+            reseed(int(self.random.integers(0, 2**31, 1)))
 
 
 def _epoch_rows(rows: Rows | LabelledRows, options: LoopOptions) -> int | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -24,8 +24,10 @@ from freenergy.inference.ladder import Ladder, independent_model
 from freenergy.inference.tempering import Exchange, Tempering
 from freenergy.models import RBM
 from freenergy.random import RandomStream
+from freenergy.training.distributed import ALONE, Group
 from freenergy.training.gradients import PersistentContrastiveDivergence
 from freenergy.training.options import TrainingOptions
+from freenergy.training.rows import Part
 
 __all__ = ["TrajectoryTempering", "ladder_of"]
 
@@ -48,9 +50,15 @@ _MEASURE_STEPS = 10
 """Gibbs steps from which the last rung of the ladder is compared with the current model."""
 
 
-def _bennett(works: list[tuple[Tensor, Tensor]]) -> FreeEnergyDifference:
+Works: TypeAlias = list[tuple[Tensor, Tensor]]
+"""Of some rounds, the works between two rungs, up and down, one of each system."""
+
+
+def _bennett(works: Works, group: Group = ALONE) -> FreeEnergyDifference:
+    """The free-energy difference that works of all processes give."""
+    own = tuple(np.array([pair[i].double().cpu().numpy() for pair in works]) for i in (0, 1))
     forward, backward = (
-        np.array([pair[i].double().cpu().numpy() for pair in works]) for i in (0, 1)
+        np.concatenate(parts, 1) for parts in zip(*group.collect(own), strict=True)
     )
     return bennett(forward, backward)
 
@@ -106,6 +114,15 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
     (torch.Size([4, 3]), 2)
     """
 
+    chain_axes: ClassVar[dict[str, int]] = {
+        "chain": 0,
+        "ladder_visible": 1,
+        "ladder_field": 1,
+        "ladder_sums": 3,
+        "ladder_from_base": 1,
+        "ladder_arrivals": 0,
+    }
+
     def __init__(self, model: RBM, options: TrainingOptions, random: RandomStream) -> None:
         super().__init__(model, options, random)
         beta, n = options.beta, options.chains
@@ -149,7 +166,7 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         return max(1, math.ceil(climb / (_SHARE * update)))
 
     @torch.no_grad()
-    def compute(self, batch: Tensor) -> None:
+    def compute(self, batch: Tensor | Part) -> None:
         super().compute(batch)
         self._updates += 1
         if self._updates % self.period == 0:
@@ -169,8 +186,10 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         if range(n_rungs - 1)[exchange.lower][-1] == n_rungs - 2:
             accepted = torch.exp(-(exchange.forward[-1] + exchange.backward[-1])).clamp(max=1.0)
             # The fewer chains, the longer the average: a single exchange is a coin.
-            share = max(_MEMORY, 1.0 - system.n_systems / _MIN_CHAINS)
-            self._acceptance = share * self._acceptance + (1 - share) * float(accepted.mean())
+            n_systems = self._all_chains(system.n_systems)
+            share = max(_MEMORY, 1.0 - n_systems / _MIN_CHAINS)
+            mean = self._mean(float(accepted.mean()))
+            self._acceptance = share * self._acceptance + (1 - share) * mean
             if self._acceptance < _ACCEPTANCE:
                 self.add_rung()
 
@@ -196,7 +215,7 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         works = self._works(old - 2, system.visible[old - 2 :], self.random)
         # For works of Gaussian spread the exchange of neighbours whose divergence is J succeeds
         # with probability erfc(√J / 2); J grows with the square of the distance.
-        divergence = float(np.mean([float(f.mean() + b.mean()) for f, b in works]))
+        divergence = self._mean(float(np.mean([float(f.mean() + b.mean()) for f, b in works])))
         n_steps = max(1, math.ceil(math.sqrt(max(0.0, divergence) / _DIVERGENCE)))
         gap = np.linspace(old - 2.0, old - 1.0, n_steps + 1)
         positions = np.concatenate([np.arange(old - 1.0), gap[1:], [old - 1.0]])
@@ -212,14 +231,16 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         self._system.take_over(system, nearest, n)
         for pair in range(n, n + n_steps):
             works = self._works(pair, self._system.visible[pair : pair + 2], self.random)
-            self._constant[pair] = _bennett(works).value
+            self._constant[pair] = _bennett(works, self.group).value
             for forward, backward in works:
                 self._add(pair, forward, backward)
         self._acceptance = 1.0
 
-    def _works(
-        self, lower: int, visible: Tensor, random: RandomStream
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _mean(self, value: float) -> float:
+        """The mean of the processes: with one ladder for all, they have to decide alike."""
+        return float(self.group.sum_(self._constant.new_tensor([value]))) / self.group.size
+
+    def _works(self, lower: int, visible: Tensor, random: RandomStream) -> Works:
         """Works between a rung and the next, in some Gibbs steps from given states."""
         pair = Tempering(self._system.ladder[lower : lower + 2], visible, random)
         exchanges = [pair.round() for _ in range(_MEASURE_STEPS)]
@@ -232,8 +253,9 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         Nothing that training depends on is changed: the draws come from a stream of their own.
         """
         system, beta = self._system, self.options.beta
+        # A seed that ends in zeros, as that of the first process, is the one without them.
         random = RandomStream(
-            np.random.SeedSequence([int(self._measure_seed), self._updates]),
+            np.random.SeedSequence([int(self._measure_seed), self._updates, self.group.rank]),
             self.model.weight.device,
         )
         system.ladder.set_top(self.model, beta)
@@ -241,25 +263,37 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
             [system.visible[-2], self.model.sample_visible(self.chain, random, beta)]
         )
         works = self._works(len(system.ladder) - 2, visible, random)
-        top = _bennett(works)
+        top = _bennett(works, self.group)
         # What the second half of the steps says otherwise, and what the shorter memory does.
-        drift = top.value - _bennett(works[_MEASURE_STEPS // 2 :]).value
+        drift = top.value - _bennett(works[_MEASURE_STEPS // 2 :], self.group).value
         log_z, influence = system.ladder.base_log_partition() - top.value, -top.influence
+        all_sums = np.concatenate(self.group.collect(self._sums.cpu().numpy()), -1)
         for pair in range(len(self._constant)):
-            (forth, back), recent = self._sums[:, :, pair].cpu().numpy()
+            (forth, back), recent = all_sums[:, :, pair]
             step = math.log(forth.mean() / back.mean())
             log_z += step - float(self._constant[pair])
             drift += math.log(recent[0].mean() / recent[1].mean()) - step
             influence = influence + forth / forth.mean() - back / back.mean()
-        acceptance = system.acceptance
         return {
             "log_partition": log_z,
             "log_partition_stderr": math.hypot(standard_error(influence), drift),
             "ladder_rungs": len(system.ladder),
+            **self._mixing(),
+        }
+
+    def _mixing(self) -> dict[str, float]:
+        """How replicas pass along the ladder, in all processes."""
+        system = self._system
+        own = system.accepts, system.attempts, float(system.arrivals.sum())
+        accepts, attempts, arrivals = (sum(x) for x in zip(*self.group.collect(own), strict=True))
+        with np.errstate(invalid="ignore"):
+            acceptance = np.asarray(accepts / attempts)
+        rounds = system.rounds_counted * self._all_chains(system.n_systems)
+        return {
             "exchange_acceptance": (
                 float(np.nanmin(acceptance)) if np.isfinite(acceptance).any() else math.nan
             ),
-            "arrival_time": system.arrival_time,
+            "arrival_time": rounds / arrivals if arrivals > 0 else math.inf,
         }
 
     def _persistent_state(self) -> dict[str, Tensor]:
