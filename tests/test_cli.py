@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -128,6 +129,13 @@ def test_help_of_train_names_the_defaults_that_it_has(run):
     for option in ("--method", "--resume", "--weight-constraint", "--centered", "--no-centered"):
         assert option in out
     assert "[default: pcd]" in out
+    assert "[default: (whole passes)]" in re.sub(r"[│\s]+", " ", out)
+
+
+def test_help_of_study_names_what_is_taken_when_nothing_is_given(run):
+    out = re.sub(r"[│\s]+", " ", run("study", "--help").out)
+    assert "[default: (number of cores)]" in out
+    assert "[default: (all)]" in out
 
 
 def test_no_command_prints_the_help_alone(run):
@@ -291,17 +299,34 @@ def test_stores_and_tables_are_streamed_without_their_labels(run, tmp_path):
         [
             ("--data", f"{tmp_path / 'x.h5'}:/x"),
             ("--data", tmp_path / "x.h5", "--labels", "y"),
+            ("--data", "../x.h5", "--labels", "../x.h5:/y"),
             ("--data", tmp_path / "t", "--labels", "y"),
         ]
     ):
         found = run(*TRAIN, *options, "--out", k)
         assert found.code == 0, found.err
-    models = [list(load_model(str(k)).parameters()) for k in range(3)]
+    stored = RunDirectory("2").config().data["labels"]
+    assert stored == f"{tmp_path / 'x.h5'}:/y", "relative names do not hold elsewhere"
+    models = [list(load_model(str(k)).parameters()) for k in range(4)]
     for other in models[1:]:
         for p, q in zip(models[0], other, strict=True):
             np.testing.assert_array_equal(p.detach(), q.detach())
     assert "x.h5 holds /x, /y; name the array" in run("train", "--data", tmp_path / "x.h5").err
     assert "no effect" in run("train", "--data", "digits", "--labels", "y").err
+
+
+def test_grey_values_that_become_0_and_1_are_told_of(run, data, shards, tmp_path):
+    words = "has values other than 0 and 1: those above 0.5 became 1, others 0; --binarize none"
+    for name in (data, shards):
+        assert words not in run(*TRAIN, "--data", name).err
+    grey = np.random.default_rng(0).random((60, 6)).astype(np.float32)
+    (tmp_path / "grey").mkdir()
+    np.save(tmp_path / "grey" / "0.npy", grey)
+    np.save(tmp_path / "grey.npy", grey)
+    for k, name in enumerate((tmp_path / "grey.npy", tmp_path / "grey")):
+        assert f"grey {words}" in run(*TRAIN, "--data", name, "--out", k).err
+        assert words not in run("train", "--resume", k, "--epochs", 3).err
+        assert words not in run(*TRAIN, "--data", name, "--binarize", "none").err
 
 
 def test_a_run_finds_a_new_folder_without_a_name(run, data):
@@ -468,6 +493,8 @@ REFUSED = {
     "study --hidden 0": "--hidden must be at least 1, got 0",
     "study --epochs 0": "--epochs must be at least 1, got 0",
     "study --seeds 0": "--seeds must be at least 1, got 0",
+    "study --only depth --hidden 8": "the study of depth has its own nets: drop --hidden",
+    "study --only depth --seeds 2": "the study of depth has its own nets: drop --seeds",
     "study --data nowhere.npz": "no file nowhere.npz",
     "study --data few.npz": "has 3 rows",
     "study --data grey.npz --binarize none": "outside [0, 1]",

@@ -37,7 +37,7 @@ from freenergy.studies.depth_page import depth_page
 from freenergy.studies.folder import study_of
 from freenergy.studies.learning import LearningSettings, read_assessment
 from freenergy.studies.results import describe
-from freenergy.studies.run_data import RunData, is_streamed, open_data, to_unit
+from freenergy.studies.run_data import RunData, is_in_store, is_streamed, open_data, to_unit
 from freenergy.studies.run_page import run_page
 from freenergy.studies.study import read_study, run_study, study_page
 from freenergy.thermodynamics import RBMMonitor, TemperatureMonitor
@@ -49,6 +49,7 @@ from freenergy.training import (
     RunError,
     Trainer,
     TrainingOptions,
+    distributed,
     load_checkpoint,
     load_model,
 )
@@ -76,7 +77,11 @@ StreamOption = Annotated[
     ),
 ]
 BinarizeOption = Annotated[
-    str, typer.Option(help="Values above this become 1, others 0; 'none' keeps grey values.")
+    str,
+    typer.Option(
+        help="Values above this become 1, others 0, pixels of type uint8 after division by 255; "
+        "'none' keeps grey values."
+    ),
 ]
 _TRAINING = TrainingOptions()
 _WATCHED_ROWS = 1000
@@ -95,10 +100,13 @@ def study(
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(help="Trainings at a time, each in a process.  [default: number of cores]"),
+        typer.Option(
+            help="Trainings at a time, each in a process.", show_default="number of cores"
+        ),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="One question alone: conjecture or depth.  [default: all]")
+        str | None,
+        typer.Option(help="One question alone: conjecture or depth.", show_default="all"),
     ] = None,
 ) -> None:
     """Train RBMs by CD, PCD, PTT and EMF, compare them and backprop, and deep nets; report."""
@@ -106,6 +114,10 @@ def study(
         raise ValueError(f"--jobs must be at least 1, got {jobs}")
     if only not in (None, "conjecture", "depth"):
         raise ValueError(f"--only takes conjecture or depth, got {only!r}")
+    if only == "depth":
+        for name, value in (("--hidden", hidden), ("--seeds", seeds)):
+            if value is not None:
+                raise ValueError(f"the study of depth has its own nets: drop {name}")
     threshold = _threshold(binarize)
     dataset = data.load(data_name, binarize=threshold)
     changes: dict[str, Any] = {}
@@ -178,7 +190,10 @@ def train(
     binarize: BinarizeOption = "0.5",
     labels: Annotated[
         str | None,
-        typer.Option(help="Column of Parquet shards, or array of a store, that is no feature."),
+        typer.Option(
+            help="Column of Parquet shards, or array of a store (FILE.h5:/y, or /y where it is the "
+            "same file), that is no feature."
+        ),
     ] = None,
     method: Annotated[str, typer.Option(help="cd, pcd, emf or ptt.")] = _TRAINING.method,
     hidden: Annotated[int, typer.Option(help="Hidden units.")] = 256,
@@ -187,7 +202,7 @@ def train(
     ] = "bernoulli",
     epochs: Annotated[
         int | None,
-        typer.Option(help="Passes over the data; with --resume, a new total.  [default: 10]"),
+        typer.Option(help="Passes over the data; with --resume, a new total.", show_default="10"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows in a batch.")] = _TRAINING.batch_size,
     learning_rate: Annotated[float, typer.Option(help="Step size.")] = 0.05,
@@ -207,7 +222,7 @@ def train(
         int, typer.Option(help="Gibbs steps or mean-field sweeps of an update.")
     ] = _TRAINING.n_steps,
     chains: Annotated[
-        int | None, typer.Option(help="Chains or mean-field states.  [default: batch size]")
+        int | None, typer.Option(help="Chains or mean-field states.", show_default="batch size")
     ] = None,
     order: Annotated[
         int, typer.Option(help="Of the mean field: 1, 2 or 3.")
@@ -222,7 +237,9 @@ def train(
     ] = _TRAINING.shuffle,
     updates_per_epoch: Annotated[
         int | None,
-        typer.Option(help="End each epoch after so many updates.  [default: whole passes]"),
+        typer.Option(
+            help="End each epoch after at most so many updates.", show_default="whole passes"
+        ),
     ] = _TRAINING.updates_per_epoch,
     beta: Annotated[float, typer.Option(help="Inverse temperature.")] = _TRAINING.beta,
     weight_constraint: Annotated[
@@ -233,7 +250,14 @@ def train(
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
 ) -> None:
-    """Train one RBM in a run directory, with a checkpoint after every epoch."""
+    """Train one RBM in a run directory, with a checkpoint after every epoch.
+
+    Under torchrun, its processes train the model together; started again, they go on.
+    """
+    if distributed.is_launched() and out is None and resume is None:
+        raise ValueError(
+            "several processes need one folder, also when they start again: give --out"
+        )
     if resume is not None:
         _refuse_changes(context)
         run = RunDirectory(resume)
@@ -270,7 +294,7 @@ def train(
             {
                 "name": _absolute(data_name),
                 "binarize": threshold,
-                "labels": labels,
+                "labels": _absolute(labels) if labels and is_in_store(labels) else labels,
                 "fingerprint": rows_of.fingerprint,
                 "image_shape": rows_of.image_shape,
             },
@@ -285,13 +309,24 @@ def train(
             command=_command(),
         )
         run = RunDirectory(out or _new_folder(f"train-{rows_of.name}"))
-    trainer, rows = _trainer(config, rows_of)
-    if resume is None:
-        # Only now: whatever is refused is refused before the folder is made.
-        run = RunDirectory.create(run.path, config)
-    _train_run(run, config, trainer, rows)
-    print(f"run: {run.path}")
-    print(f"report: {_write_run_report(run)}")
+    with distributed.session(config.device) as group:
+        trainer, rows = _trainer(config, rows_of)
+        if resume is None and group.rank == 0:
+            # Only now: whatever is refused is refused before the folder is made.
+            place = RunDirectory.create
+            if distributed.is_launched():
+                place = RunDirectory.create_or_open
+            run = place(run.path, config)
+            if rows_of.is_binarized:
+                Reporter().line(
+                    f"{rows_of.name} has values other than 0 and 1: those above "
+                    f"{config.data['binarize']:g} became 1, others 0; --binarize none keeps grey "
+                    "values"
+                )
+        _train_run(run, config, trainer, rows)
+    if group.rank == 0:
+        print(f"run: {run.path}")
+        print(f"report: {_write_run_report(run)}")
 
 
 def _trainer(config: RunConfig, rows_of: RunData) -> tuple[Trainer, Rows]:
@@ -317,8 +352,10 @@ def _trainer(config: RunConfig, rows_of: RunData) -> tuple[Trainer, Rows]:
 
 
 def _train_run(run: RunDirectory, config: RunConfig, trainer: Trainer, rows: Rows) -> None:
-    run.restore(trainer)
-    reporter = Reporter()
+    first = distributed.group_now().rank == 0
+    if first:
+        run.restore(trainer)
+    reporter = Reporter() if first else Reporter(io.StringIO())
     n_epochs = config.options.n_epochs
 
     def report_epoch(trainer: Trainer) -> None:
@@ -338,7 +375,8 @@ def _train_run(run: RunDirectory, config: RunConfig, trainer: Trainer, rows: Row
         raise DivergenceError(
             f"{error}. A run keeps its options: start another with freenergy train --out"
         ) from None
-    _certify(run, config, trainer, rows, reporter)
+    if first:
+        _certify(run, config, trainer, rows, reporter)
 
 
 def _certify(
@@ -386,7 +424,8 @@ def _extended(run: RunDirectory, config: RunConfig, epochs: int | None) -> RunCo
             raise RunError(f"{run.path} has {done} epochs already, more than --epochs {epochs}")
         options = dataclasses.replace(config.options, n_epochs=epochs)
         config = dataclasses.replace(config, options=options)
-        write_atomically(run.config_path, config.to_json())
+        if distributed.launched_rank() == 0:
+            write_atomically(run.config_path, config.to_json())
     if config.versions.get("threads") != str(torch.get_num_threads()):
         warnings.warn(
             f"the run was started with {config.versions.get('threads')} threads and goes on with "
@@ -675,4 +714,5 @@ def _fail(message: str, code: int) -> int:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"freenergy: warning: {message}", file=sys.stderr)
+    if distributed.launched_rank() == 0:
+        print(f"freenergy: warning: {message}", file=sys.stderr)

@@ -186,6 +186,18 @@ def test_binarize_refuses_what_is_no_threshold(threshold):
         load("digits", binarize=threshold)
 
 
+def test_binarize_refuses_what_all_values_lie_below_or_above(rng, tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, rng.integers(0, 256, (6, 4), dtype=np.uint8))
+    for threshold in (128, -0.1):
+        with pytest.raises(
+            DataError, match=r"uint8 after division by 255\), which lie in \[0, 1\]"
+        ):
+            load(path, binarize=threshold)
+    np.save(path, rng.random((6, 4)) * 300)
+    assert load(path, binarize=128).x_train.max() == 1
+
+
 def test_binarize_refuses_missing_values(tmp_path):
     np.save(tmp_path / "x.npy", np.array([[0.0, np.nan]]))
     assert np.isnan(load(tmp_path / "x.npy").x_train[0, 1])
@@ -339,6 +351,13 @@ def test_a_missing_file_gets_the_nearest_ones(tmp_path):
         load("")
     with pytest.raises(DataError, match="no file"):
         load("x" * 5000 + ".npy")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.npz", ".", "x.toml"])
+def test_what_else_is_taken_is_said(name, tmp_path):
+    (tmp_path / "x.toml").touch()
+    with pytest.raises(DataError, match=r"folders .*\.h5 and \.zarr are taken by .*data\.stream"):
+        load(str(tmp_path / name))
 
 
 def test_a_folder_is_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from freenergy.random import RandomStream
 
 # Six float32 columns: 40 rows in the buffer, blocks of one row (or what a file asks for).
 SMALL = 40 * 24
+PIXELS = np.arange(12, dtype=np.uint8).reshape(4, 3) * 20
 
 
 def together(blocks):
@@ -84,6 +86,35 @@ def test_small_memory_maps_are_arrays_and_large_ones_streams(made, monkeypatch):
     assert as_stream(part).n_rows == 230
 
 
+@pytest.mark.parametrize("kind", ["hdf5", "zarr"])
+def test_labels_of_a_store_may_be_named_in_full(kind, made, rows, labels):
+    what, name = made(kind)
+    store = str(what).partition(":")[0]
+    for rows_of, labels_of in ((what, f"{store}:/{name}"), (rows, f"{store}:{name}")):
+        found = stream(rows_of, labels=labels_of).encoded(lambda y: y)
+        assert_array_equal(np.concatenate([block.labels for block in found.blocks()]), labels)
+    inner = str(what).partition(":")[2] or "/x"
+    with pytest.raises(DataError, match=f"has no array '/z'; it has {inner}, /{name}"):
+        stream(f"{store}:{inner}", labels=f"{store}:/z")
+    with pytest.raises(DataError, match=f"has no array 'z'; it has {inner}, /{name}"):
+        stream(f"{store}:{inner}", labels="z")
+
+
+@pytest.mark.parametrize("ending", ["csv", "npz"])
+def test_files_that_are_read_as_a_whole_say_by_what(ending, tmp_path):
+    path = tmp_path / f"x.{ending}"
+    path.touch()
+    with pytest.raises(DataError, match=rf"data\.load\('.*x\.{ending}'\)\.x_train"):
+        stream(path)
+
+
+def test_mapped_pixels_are_streamed_however_few(tmp_path):
+    np.save(tmp_path / "u8.npy", PIXELS)
+    found = as_stream(np.load(tmp_path / "u8.npy", mmap_mode="r"))
+    assert_array_equal(found.read(0, 4).rows, PIXELS.astype(np.float32) / 255)
+    assert as_stream(PIXELS) is None
+
+
 def test_blocks_never_cross_shards_and_follow_chunks_and_row_groups(made):
     shards = stream(made("npy_shards")[0], buffer_bytes=32 * 30 * 24).ranges
     assert shards == ((0, 30), (30, 50), (50, 51), *((k, k + 30) for k in range(51, 171, 30)),
@@ -115,6 +146,17 @@ def test_values_are_binarised_on_the_fly():
     assert_array_equal(spins.read(0, 40).rows, np.where(grey > 0.3, 1, -1))
 
 
+def test_a_threshold_is_compared_with_what_full_scale_leaves():
+    white = PIXELS > 128
+    assert_array_equal(stream(PIXELS, binarize=128 / 255).read(0, 4).rows, white)
+    assert_array_equal(stream(PIXELS, binarize=128, full_scale=1).read(0, 4).rows, white)
+    assert_array_equal(stream(PIXELS.astype(float), binarize=128).read(0, 4).rows, white)
+    late = np.concatenate([np.zeros_like(PIXELS), PIXELS])
+    guessed = stream(late, binarize=0.5, buffer_bytes=32 * 3)
+    with pytest.raises(DataError, match=r"value 20 .* the first rows are 0 and 1 only; .*=1$"):
+        guessed.read(0, 8)
+
+
 @given(st.integers(0, 2**32), st.sampled_from([1.0, 1e6, 1e-6]))
 @settings(max_examples=20)
 def test_standardised_columns_have_mean_zero_and_variance_one(seed, size):
@@ -138,6 +180,23 @@ def test_statistics_do_not_depend_on_threads_or_lose_digits():
     assert_allclose(found[0].variance, x.var(0), rtol=1e-9)
     some = stream(x, buffer_bytes=3200).statistics(n_rows=100)
     assert 100 <= some.n_rows < 1000
+
+
+def test_whole_numbers_far_from_zero_keep_their_digits():
+    """Seconds since 1970: single precision resolves 128 of them."""
+    seconds = 1_700_000_000 + np.random.default_rng(0).integers(0, 1000, (500, 2))
+    found = stream(seconds, standardize=True, buffer_bytes=3200)
+    expected = (seconds - seconds.mean(0)) / seconds.std(0)
+    assert_allclose(together(found.blocks()), expected, atol=1e-6)
+    assert found.dtype == np.float32
+    binary = stream(seconds, binarize=1_700_000_500).read(0, 500).rows
+    assert_array_equal(binary, seconds > 1_700_000_500)
+
+
+def test_double_precision_is_kept_in_either_order_of_bytes():
+    x = np.random.default_rng(0).random((5, 2))
+    assert stream(x.astype(">f8")).dtype == np.float64
+    assert_array_equal(stream(x.astype(">f8")).read(0, 5).rows, x)
 
 
 # ---- order ---------------------------------------------------------------------------------------
@@ -191,6 +250,26 @@ def test_a_limited_epoch_reads_no_more_blocks_than_it_needs():
     assert [len(rows) for rows in epochs] == [150, 150]
     assert len(read) == 4  # Two blocks of 100 rows for each.
     assert set(epochs[0][:, 0]) != set(epochs[1][:, 0])
+
+
+def test_small_shards_are_mixed_at_the_cost_of_large_ones():
+    """Places in the buffer are drawn for a 32nd of it at a time, not for each shard."""
+
+    class Counted(RandomStream):
+        drawn = 0
+
+        def permutation(self, n):
+            self.drawn += n
+            return super().permutation(n)
+
+    shards = Shards([ArraySource(np.full((2, 1), k, np.float32), str(k)) for k in range(2000)])
+    cuts = shards.cuts(10)
+    found = numbered(3, buffer_bytes=4 * 320)
+    found = replace(found, source=shards, ranges=tuple(zip(cuts, [*cuts[1:], 4000], strict=True)))
+    order = Counted(0)
+    values = together(found.batches(50, order))[:, 0]
+    assert sorted(values) == sorted([*range(2000)] * 2)
+    assert order.drawn < 2000 + 40 * 4000
 
 
 @given(
@@ -275,6 +354,18 @@ def test_looking_at_an_iterable_leaves_it_at_its_first_row():
     assert found.statistics(n_rows=10).mean[0] == 4.5
     assert found.statistics().n_rows == found.buffer_rows
     assert together(found.batches(5, limit=1))[0, 0] == 0
+
+
+def test_a_row_is_counted_from_the_first_one_in_every_pass():
+    class Broken(Counting):
+        def __iter__(self):
+            for row in super().__iter__():
+                yield row if row[0] != 123 else np.array([np.nan, 0], dtype=np.float32)
+
+    found = stream(Broken(), buffer_bytes=320)
+    list(found.batches(20, limit=5))
+    with pytest.raises(DataError, match="NaN in column 0, row 123: remove"):
+        list(found.batches(20, limit=5))
 
 
 def test_a_loader_gives_its_batches_row_by_row(rows, labels):
@@ -420,6 +511,37 @@ def test_a_shard_that_is_cut_short_is_named(made):
         stream(folder)
 
 
+def test_a_row_without_its_label_is_named(tmp_path):
+    pd = pytest.importorskip("pandas")
+    for missing, names in ((None, ["u", "v"]), (np.nan, [0.0, 1.0])):
+        frame = pd.DataFrame({"x": np.arange(40.0), "y": names * 20})
+        frame["y"] = frame["y"].astype(object if missing is None else float)
+        frame.loc[33, "y"] = missing
+        frame.to_parquet(tmp_path / "x.parquet", row_group_size=10)
+        found = stream(tmp_path / "x.parquet", labels="y", buffer_bytes=320)
+        assert len(found.read(0, 40).rows) == 40
+        for read in (found.label_counts, lambda f=found: list(f.encoded(np.copy).batches(7))):
+            with pytest.raises(DataError, match=r"x\.parquet has .* for the label of row 33: remo"):
+                read()
+
+
+def test_labels_in_one_column_are_labels(rows, labels):
+    apart = stream(rows, labels=labels[:, None])
+    pairs = torch.utils.data.TensorDataset(*map(torch.from_numpy, (rows, labels[:, None])))
+    items = stream(torch.utils.data.Subset(pairs, range(230)))
+    for found in (apart, stream(pairs), items):
+        assert_array_equal(found.read(0, 230).labels, labels)
+
+
+def test_a_chunk_that_the_buffer_would_not_hold_is_divided(tmp_path, rows):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("x", data=rows, chunks=(230, 1))
+    found = stream(tmp_path / "x.h5", buffer_bytes=SMALL)
+    assert max(stop - start for start, stop in found.ranges) <= 40
+    assert_array_equal(together(found.blocks()), rows)
+
+
 def test_items_that_fail_or_differ_are_told():
     class Failing(torch.utils.data.Dataset):
         def __len__(self):
@@ -445,6 +567,10 @@ def test_items_that_fail_or_differ_are_told():
         (np.eye(3), {"labels": "nowhere.npy"}, "no file or folder nowhere.npy with the labels"),
         (np.eye(3), {"binarize": 0.5, "standardize": True}, "exclude each other"),
         (np.eye(3), {"binarize": np.nan}, "binarize=nan is not a number"),
+        (PIXELS, {"binarize": 128}, r"128 .* after division by 255, which lie in .0, 1.: .* above"),
+        (PIXELS, {"binarize": -1}, "it lies below all of them"),
+        (np.eye(3), {"binarize": 3, "full_scale": 2}, "after division by 2, .* such as 0.5"),
+        (PIXELS // 128, {"binarize": 256}, r"compared with values, which lie in \[0, 255\]"),
         (np.eye(3), {"full_scale": 0.0}, "full_scale=0.0 must be positive"),
         (np.eye(3), {"n_readers": 0}, "n_readers must be a whole number"),
         (np.eye(3), {"buffer_bytes": 1.5}, "buffer_bytes must be a whole number"),
@@ -481,6 +607,15 @@ def test_fingerprints_tell_shards_values_and_what_is_done_to_them(made, rows):
     shard[0, 0] = 1 - shard[0, 0]
     np.save(folder / "0.npy", shard)
     assert stream(folder).fingerprint != before
+
+
+def test_fingerprints_tell_standardised_columns_and_rows_without_numbers(rows):
+    plain, own = stream(rows), stream(rows, standardize=True)
+    other = stream(rows, standardize=Standardization(np.zeros(6), np.ones(6)))
+    assert len({found.fingerprint for found in (plain, own, other)}) == 3
+    loaders = [torch.utils.data.DataLoader(list(x), batch_size=7) for x in (rows, 1 - rows, rows)]
+    found = [stream(loader).fingerprint for loader in loaders]
+    assert found[0] == found[2] != found[1]
 
 
 def test_the_shards_of_a_row_are_found():

@@ -67,7 +67,7 @@ def test_attributes_have_the_documented_shapes_and_the_datas_precision(
 @METHODS
 def test_history_has_a_number_for_each_pass(binary, small, method, capsys):
     rbm = small(method=method, learning_rate=0.3, learning_rate_decay=0.5).fit(binary())
-    assert list(rbm.history_) == ["epoch", "learning_rate", "seconds"]
+    assert list(rbm.history_) == ["epoch", "updates", "learning_rate", "seconds"]
     assert rbm.history_["epoch"] == [1, 2, 3]
     assert rbm.history_["learning_rate"] == pytest.approx([0.3, 0.2, 0.15])
     assert small(n_iter=0).fit(binary()).history_ == {}
@@ -229,6 +229,33 @@ def test_arrays_in_reverse_and_read_only_ones_are_taken_in_silence(binary, small
 
 
 # ---- dataframes ----------------------------------------------------------------------------------
+
+
+def test_a_column_of_text_is_named():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"old": [0.0, 1.0, 1.0], "town": [1, None, "Jena"], "code": list("abc")})
+    with pytest.raises(ValueError, match="column 'town' has 'Jena' in row 2, which is no number"):
+        fe.BernoulliRBM(2).fit(frame)
+    with pytest.raises(ValueError, match="column 'code' has 'a' in row 0"):
+        fe.BernoulliRBM(2).fit(frame[["old", "code"]])
+    numbers = pd.DataFrame({"one": pd.Series(["1", 0, 1], dtype=object), "two": [1, 0, 1]})
+    fe.BernoulliRBM(2, n_iter=1).fit(numbers)
+
+
+def test_pixels_in_memory_are_refused_with_the_cure(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 4), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"uint8 are divided by 255 in freenergy.data.stream\(X\)"):
+        fe.BernoulliRBM(2).fit(pixels)
+    with pytest.raises(ValueError, match=r"or binarise it$"):
+        fe.BernoulliRBM(2).fit(pixels - 0.5)
+    np.save(tmp_path / "u8.npy", pixels)
+    mapped = np.load(tmp_path / "u8.npy", mmap_mode="r")
+    models = [
+        fe.BernoulliRBM(2, n_iter=2, random_state=0).fit(what)
+        for what in (fe.data.stream(pixels), mapped, str(tmp_path / "u8.npy"))
+    ]
+    for other in models[1:]:
+        np.testing.assert_array_equal(models[0].components_, other.components_)
 
 
 def test_columns_of_a_dataframe_are_known_by_name(binary, small):
@@ -679,7 +706,12 @@ def test_damaged_and_foreign_files_are_refused_by_name(binary, small, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         fe.BernoulliRBM.load(tmp_path / "missing")
     save_checkpoint(path, {"x": torch.ones(1)}, {"estimator": {"class": "Other"}})
-    with pytest.raises(CheckpointError, match=r"rbm\.safetensors holds no BernoulliRBM"):
+    message = r"rbm\.safetensors holds no BernoulliRBM, but Other: open it with Other\.load$"
+    with pytest.raises(CheckpointError, match=message):
+        fe.BernoulliRBM.load(path)
+    save_checkpoint(path, {"model.weight": torch.ones(1, 1)}, {"model": {}, "options": {}})
+    message = r"holds no BernoulliRBM, but the model of a run .*training\.load_model\('.*rbm.saf"
+    with pytest.raises(CheckpointError, match=message):
         fe.BernoulliRBM.load(path)
     save_checkpoint(path, {"x": torch.ones(1)}, {})
     with pytest.raises(CheckpointError, match=r"rbm\.safetensors holds no BernoulliRBM"):

@@ -138,11 +138,89 @@ def test_booleans_without_gaps_are_zeros_and_ones_as_in_scikit_learn():
 
 
 @pytest.mark.parametrize(
-    "asked", [["city", "smokes"], [0, 3], [-4, -1], [True, False, False, True], "from_dtype"]
+    "asked",
+    [["city", "smokes"], [0, 3], [-4, -1], [True, False, False, True], "from_dtype", ["city"], []],
 )
 def test_columns_are_named_by_name_place_or_mask(asked):
     model = few(categorical_features=asked, missing="impute").fit(FRAME, TARGET)
     assert model.encoded_feature_names_ == ENCODED
+
+
+@BOTH
+@pytest.mark.parametrize("asked", [["visits"], [4], [-1], [False, False, False, False, True]])
+def test_what_is_named_comes_beside_what_the_types_say(make, asked, tmp_path):
+    frame = FRAME.assign(visits=np.arange(N) % 3)
+    model = few(make, categorical_features=asked, missing="impute").fit(frame, TARGET)
+    assert model.encoded_feature_names_ == [*ENCODED, "visits_0", "visits_1", "visits_2"]
+    model.partial_fit(frame, TARGET)
+    model.save(tmp_path / "net.safetensors")
+    again = make.load(tmp_path / "net.safetensors")
+    np.testing.assert_array_equal(again.predict(frame), model.predict(frame))
+    # In other rows the strings may be missing, so that their types say nothing.
+    gaps = frame.assign(city=np.nan)
+    again.partial_fit(gaps, TARGET)
+    assert again.encoded_feature_names_ == model.encoded_feature_names_
+
+
+@BOTH
+def test_the_columns_that_the_net_sees_are_given_out(make):
+    model = few(make, missing="impute").fit(FRAME, TARGET)
+    numbers = model.encode_columns(FRAME)
+    assert numbers.shape == (N, len(model.encoded_feature_names_))
+    with torch.no_grad():
+        outputs = model.model_(torch.from_numpy(numbers)).numpy()
+    np.testing.assert_allclose(outputs, model._outputs(FRAME), rtol=1e-12)
+    city = numbers[:, model.encoded_feature_names_.index("city_Rome")]
+    np.testing.assert_array_equal(city, FRAME["city"] == "Rome")
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.encode_columns(FRAME[["age", "city"]])
+    bare = few(make).fit(COMPLETE[["height"]].to_numpy(), TARGET)
+    np.testing.assert_array_equal(
+        bare.encode_columns(COMPLETE[["height"]].to_numpy()), COMPLETE[["height"]]
+    )
+
+
+@pytest.mark.parametrize("make", [fe.MLPClassifier, fe.MLPRegressor, fe.RBMClassifier])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (pd.date_range("2024-01-01", periods=N), "dates .* days since the first one"),
+        (pd.date_range("2024-01-01", periods=N, tz="UTC"), "dates .*datetime64.*UTC"),
+        (pd.date_range("2024-01-01", periods=N).date, "dates"),
+        (pd.timedelta_range(0, periods=N, freq="h"), "times .* their seconds or days"),
+        (pd.period_range("2024-01", periods=N, freq="M"), "dates .*period"),
+    ],
+    ids=["dates", "zoned", "objects", "spans", "periods"],
+)
+def test_columns_of_dates_are_refused_by_name(make, values, words):
+    frame = COMPLETE[["height", "age"]].abs().clip(upper=1.0)
+    with_dates = frame.assign(since=values)
+    model = make(random_state=0)
+    with pytest.raises(ValueError, match=f"column 'since' holds {words}"):
+        model.fit(with_dates, TARGET)
+    fitted = few().fit(frame.assign(since=range(N)), TARGET)
+    with pytest.raises(ValueError, match="column 'since' holds"):
+        fitted.predict(with_dates)
+    table = few().fit(COMPLETE[["city"]].assign(since=range(N)), TARGET)
+    with pytest.raises(ValueError, match="column 'since' holds"):
+        table.predict(COMPLETE[["city"]].assign(since=values))
+
+
+@pytest.mark.parametrize("make", [fe.MLPClassifier, fe.MLPRegressor, fe.RBMClassifier])
+@pytest.mark.parametrize(
+    "gap", [lambda y: y.astype(float), lambda y: y.astype(object), pd.Series, list], ids=range(4)
+)
+def test_missing_targets_are_told_with_their_row(make, gap):
+    targets = gap(TARGET)
+    if isinstance(targets, pd.Series):
+        targets = targets.astype("Int64")
+        targets[7] = targets[9] = pd.NA
+    else:
+        numbers = isinstance(targets, np.ndarray) and targets.dtype.kind == "f"
+        targets[7] = targets[9] = np.nan if numbers else None
+    rows = COMPLETE[["height", "age"]].abs().clip(upper=1.0)
+    with pytest.raises(ValueError, match="y has missing values, 2 in all, the first in row 7"):
+        make(random_state=0).fit(rows, targets)
 
 
 def test_numbers_can_be_categories():
@@ -167,7 +245,6 @@ def test_without_categorical_features_strings_are_refused_as_scikit_learn_does()
         ({"categorical_features": [7]}, "7, which is no position among 4 columns"),
         ({"categorical_features": [True]}, "one boolean for each of 4 columns, got 1"),
         ({"categorical_features": "all"}, "categorical_features must be 'from_dtype'"),
-        ({"categorical_features": ["smokes"]}, "column 'city' has values that are no numbers"),
         ({"missing": "drop"}, "missing must be one of"),
     ],
 )
@@ -195,6 +272,18 @@ def test_missing_numbers_are_refused_by_name_until_asked_for(make, numeric):
     model = few(make).fit(COMPLETE[frame.columns], TARGET)
     with pytest.raises(ValueError, match="NaN in column 'age'"):
         model.predict(frame)
+
+
+def test_numbers_of_numpy_in_a_column_of_objects_are_categories():
+    rows = np.empty((6, 2), dtype=object)
+    rows[:, 0] = [np.int64(k % 3) for k in range(6)]
+    rows[:, 1] = np.arange(6.0)
+    found = read_table(rows, (0,), ("kind", "size"))
+    assert [type(value) for value in found.categories[:, 0]] == [int] * 6
+    lists = np.empty((6, 1), dtype=object)
+    lists[:, 0] = [[k] for k in range(6)]
+    with pytest.raises(ValueError, match=r"column 'kind' .* neither strings nor numbers"):
+        read_table(lists, (0,), ("kind",))
 
 
 @pytest.mark.parametrize("missing", ["error", "impute"])
@@ -326,7 +415,14 @@ def test_a_warm_start_keeps_the_first_encoder_and_a_new_fit_does_not():
     assert model.n_features_in_ == 1
 
 
-@pytest.mark.parametrize("change", [{"missing": "error"}, {"categorical_features": ["city"]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"missing": "error"},
+        {"categorical_features": ["height"]},
+        {"categorical_features": None},
+    ],
+)
 def test_what_columns_mean_cannot_change_on_the_way(change):
     model = few(missing="impute", categorical_features=["city", "smokes"]).fit(FRAME, TARGET)
     with pytest.raises(ValueError, match=f"{next(iter(change))} changed since training started"):
@@ -437,3 +533,14 @@ def test_frames_of_polars_are_taken_too():
     ours, theirs = (few(missing="impute").fit(X, TARGET) for X in (frame, FRAME))
     assert_same_bits(ours, theirs)
     assert ours.encoded_feature_names_ == ENCODED
+
+
+def test_dates_of_polars_are_refused_by_name_too():
+    polars = pytest.importorskip("polars")
+    days = np.datetime64("2024-01-01") + np.arange(N)
+    frame = polars.DataFrame({"height": FRAME["height"].to_numpy(), "since": days})
+    with pytest.raises(ValueError, match="column 'since' holds dates"):
+        few().fit(frame, TARGET)
+    spans = frame.with_columns(polars.col("since") - polars.col("since").min())
+    with pytest.raises(ValueError, match="column 'since' holds times"):
+        few().fit(spans, TARGET)

@@ -47,6 +47,7 @@ def evaluated(tmp_path):
         stored = onnx.load(tmp_path / "net.onnx")
         run = reference.ReferenceEvaluator(stored)
         outputs = dict(zip(run.output_names, run.run(None, {"rows": rows}), strict=True))
+        assert "encode_columns(X)" in stored.doc_string
         return {p.key: p.value for p in stored.metadata_props}, outputs, run
 
     return evaluated
@@ -141,8 +142,7 @@ def test_columns_of_a_table_are_encoded_before(evaluated):
     frame = pd.DataFrame({"width": IRIS[:, 1], "kind": np.array(["a", "b", None] * 50)})
     frame.loc[::9, "width"] = np.nan
     clf = few(missing="impute").fit(frame, KINDS)
-    encoded = clf._validated(frame, reset=False).astype(np.float32)
-    metadata, found, _ = evaluated(clf, encoded)
+    metadata, found, _ = evaluated(clf, clf.encode_columns(frame).astype(np.float32))
     assert json.loads(metadata["feature_names"]) == clf.encoded_feature_names_
     np.testing.assert_allclose(found["probabilities"], clf.predict_proba(frame), atol=1e-5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 
 import numpy as np
@@ -256,6 +257,49 @@ def test_divergence_is_told_as_a_value_error_and_keeps_the_last_good_pass():
         model.fit(IRIS, KINDS)
     assert isinstance(caught.value, DivergenceError)
     assert np.isfinite(model.predict(IRIS)).all()
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("normalization", [None, "max_norm"])
+def test_advice_for_divergence_names_parameters_that_there_are(early_stopping, normalization):
+    model = few(fe.MLPRegressor, activation="identity", solver="sgd", learning_rate_init=1e30)
+    model.set_params(early_stopping=early_stopping, normalization=normalization, batch_size=10)
+    if early_stopping:
+        with pytest.warns(ConvergenceWarning, match="the best pass is kept") as caught:
+            model.fit(IRIS, KINDS)
+        words = next(str(w.message) for w in caught if "diverged" in str(w.message))
+    else:
+        with pytest.raises(fe.estimators.mlp.MLPDivergenceError) as error:
+            model.fit(IRIS, KINDS)
+        words = str(error.value)
+    assert "Lower learning_rate_init (now 1e+30) or momentum (now 0.9)" in words
+    assert "learning_rate (" not in words
+    assert "weight_constraint" not in words
+    assert ("set normalization='max_norm'" in words) == (normalization is None)
+    named = set(re.findall(r"\b[a-z]+_[a-z_]+\b", words))
+    assert named <= set(model.get_params()) | {"max_norm"}
+
+
+def test_warnings_stand_at_the_line_that_called(recwarn):
+    few(fe.MLPClassifier).fit(IRIS, KINDS)
+    few(fe.MLPClassifier, solver="lbfgs").fit(IRIS, KINDS)
+    few(fe.MLPClassifier, batch_size=1000).partial_fit(IRIS, KINDS, classes=[0, 1, 2])
+    assert [w.filename for w in recwarn] == [__file__] * 3
+
+
+def test_after_divergence_the_stored_statistics_are_those_of_all_rows():
+    def spoil(trainer):
+        if trainer.epoch == 3:
+            model.learning_rate_init = 1e30
+
+    model = few(fe.MLPRegressor, normalization="batch", solver="sgd", callback=spoil, max_iter=9)
+    with pytest.raises(DivergenceError):
+        model.fit(IRIS, KINDS)
+    fields, first = IRIS @ model.coefs_[0] + model.intercepts_[0], model.model_[1]
+    np.testing.assert_allclose(first.running_mean, fields.mean(0), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(first.running_var, fields.var(0, ddof=1), rtol=1e-10)
 
 
 # ---- going on ------------------------------------------------------------------------------------
@@ -288,6 +332,24 @@ def test_a_saved_net_goes_on_to_the_same_bits(make, solver, tmp_path):
     assert_same_bits(whole, loaded)
     for name in ("n_iter_", "t_", "loss_", "loss_curve_", "best_loss_", "out_activation_"):
         assert getattr(whole, name) == getattr(loaded, name), name
+
+
+@pytest.mark.parametrize("sizes", [np.array([8, 6]), (np.int64(8), 6), range(6, 8)])
+def test_sizes_of_any_sequence_are_kept_in_a_file(sizes, tmp_path):
+    net = few(fe.MLPClassifier, hidden_layer_sizes=sizes).fit(IRIS, KINDS)
+    net.save(tmp_path / "net.safetensors")
+    loaded = fe.MLPClassifier.load(tmp_path / "net.safetensors")
+    assert loaded.hidden_layer_sizes == tuple(sizes)
+    assert_same_bits(net.partial_fit(IRIS, KINDS), loaded.partial_fit(IRIS, KINDS))
+
+
+def test_the_record_of_passes_costs_partial_fit_nothing():
+    net = few(fe.MLPClassifier)
+    for _ in range(3):
+        net.partial_fit(IRIS, KINDS, classes=[0, 1, 2])
+    assert "history_" not in vars(net)
+    assert net.history_["loss"] == net.loss_curve_
+    assert not hasattr(few(fe.MLPClassifier), "history_")
 
 
 def test_a_file_keeps_strings_for_classes_and_weights_by_class(tmp_path):
@@ -347,7 +409,7 @@ def test_a_failed_partial_fit_changes_nothing():
     ("options", "message"),
     [
         ({"solver": "adagrad"}, "solver must be one of"),
-        ({"learning_rate": "cosine"}, "learning_rate must be one of"),
+        ({"learning_rate": "cyclic"}, "learning_rate must be one of"),
         ({"activation": "softplus"}, "activation must be one of"),
         ({"normalization": "layer"}, "normalization must be one of"),
         ({"normalization": "self"}, "needs activation='selu'"),

@@ -121,7 +121,7 @@ def test_every_objective_learns_the_classes(objective):
     X, y = labelled(200, flips=0.05)
     clf = make(objective=objective, n_iter=25, generative_weight=0.1).fit(X, y)
     assert clf.score(X, y) > 0.9
-    assert set(clf.history_) == {"epoch", "learning_rate", "seconds", "loss", "accuracy"}
+    assert set(clf.history_) == {"epoch", "updates", "learning_rate", "seconds", "loss", "accuracy"}
     assert all(len(numbers) == 25 for numbers in clf.history_.values())
 
 

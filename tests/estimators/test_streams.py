@@ -149,6 +149,32 @@ def test_the_width_must_be_that_of_the_fit(folder):
         rbm.transform(stream(ROWS[:, :5]))
 
 
+def test_a_resumed_fit_is_on_the_same_values_in_the_same_order(tmp_path):
+    def fit(**options):
+        net = clone(REGRESSOR).set_params(max_iter=1, checkpoint_dir=tmp_path)
+        return net.fit(labelled(ROWS @ np.arange(8.0), **options))
+
+    fit()
+    fit(n_readers=3)
+    with pytest.raises(CheckpointError, match="the data"):
+        fit(standardize=True)
+    net = clone(REGRESSOR).set_params(max_iter=1, checkpoint_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="the buffer of a stream"):
+        net.fit(stream(ROWS, labels=ROWS @ np.arange(8.0)))
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        while True:
+            yield from zip(ROWS, CLASSES.tolist(), strict=True)
+
+
+def test_a_place_in_rows_without_numbers_is_not_kept(tmp_path):
+    rbm = clone(RBM).set_params(updates_per_epoch=3, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="updates_per_epoch=None, or give a torch Dataset with"):
+        rbm.fit(stream(Endless()))
+
+
 def test_columns_of_a_table_have_their_names(tmp_path):
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(ROWS, columns=list("abcdefgh"))
@@ -211,6 +237,54 @@ def test_labels_may_be_given_apart_or_be_items(estimator):
     assert_same(first, clone(estimator).fit(stream(Pairs(), buffer_bytes=SMALL)))
 
 
+@pytest.mark.parametrize("estimator", [CLASSIFIER, NET], ids=lambda e: type(e).__name__)
+def test_rare_classes_are_known_from_labels_in_one_column(estimator):
+    labels = np.append(2, np.resize([0, 1], 4999))
+    rows = np.resize(ROWS, (5000, 8))
+    found = clone(estimator).set_params(**{estimator_passes(estimator): 1})
+    found.fit(stream(rows, labels=labels[:, None]))
+    assert found.classes_.tolist() == [0, 1, 2]
+
+
+def estimator_passes(estimator):
+    return "max_iter" if "max_iter" in estimator.get_params() else "n_iter"
+
+
+def test_many_classes_of_many_rows_take_no_memory(monkeypatch):
+    """As many numbers as there are rows would be 8 TB here."""
+    counts = (np.arange(1000), np.full(1000, 10**9))
+    monkeypatch.setattr(fe.data.DataStream, "label_counts", lambda self: counts)
+    net = clone(NET).set_params(max_iter=1)
+    repeated = []
+    define = type(net)._define_targets
+    monkeypatch.setattr(
+        type(net),
+        "_define_targets",
+        lambda self, y, c: (repeated.append(len(y)), define(self, y, c)),
+    )
+    net.fit(labelled())
+    assert repeated[0] <= 2**21
+    assert len(net.classes_) == 1000
+
+
+@pytest.mark.parametrize("estimator", [NET, REGRESSOR], ids=lambda e: type(e).__name__)
+def test_a_net_must_know_how_many_rows_there_are(estimator):
+    with pytest.raises(ValueError, match=r"Endless gives rows one after .* Dataset with a length"):
+        clone(estimator).fit(stream(Endless()))
+
+
+def test_a_net_of_a_table_takes_no_stream():
+    """Also where the encoded columns are as many as those of the table."""
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"kind": ["a"] * 400, "x": ROWS[:, 0]})
+    with pytest.warns(UserWarning, match="one value only"):
+        net = clone(NET).partial_fit(frame, CLASSES, classes=[0, 1, 2])
+    numbers = stream(ROWS[:, :2], labels=CLASSES)
+    for use in (net.predict, lambda x: net.partial_fit(x, None)):
+        with pytest.raises(ValueError, match=r"was fitted on a table .* pass that"):
+            use(numbers)
+
+
 def test_a_regression_is_learned_from_a_stream():
     targets = ROWS @ np.arange(8.0) + 1.0
     net = clone(REGRESSOR).fit(labelled(targets))
@@ -236,6 +310,37 @@ def test_batch_normalisation_knows_a_sample_of_the_stream():
 def test_what_needs_all_rows_at_once_is_refused(estimator, options, message):
     with pytest.raises(ValueError, match=message):
         clone(estimator).set_params(**options).fit(labelled())
+
+
+@pytest.mark.parametrize("estimator", [CLASSIFIER, NET, REGRESSOR], ids=lambda e: type(e).__name__)
+def test_a_stream_is_scored_by_its_own_labels(estimator, folder):
+    fitted = clone(estimator).fit(labelled())
+    expected = fitted.score(ROWS, CLASSES)
+    assert fitted.score(labelled()) == expected == fitted.score(folder, CLASSES)
+    assert fitted.score(stream(folder, labels=CLASSES[:, None])) == expected
+    flipped = labelled((CLASSES + 1) % 3)
+    assert fitted.score(flipped) == fitted.score(ROWS, (CLASSES + 1) % 3) < expected
+    weights = np.arange(400.0)
+    assert fitted.score(labelled(), sample_weight=weights) == fitted.score(ROWS, CLASSES, weights)
+    pairs = [(torch.from_numpy(row), int(y)) for row, y in zip(ROWS, CLASSES, strict=True)]
+    assert fitted.score(pairs_of(pairs)) == expected
+    with pytest.raises(ValueError, match="score needs y, the targets of the rows"):
+        fitted.score(ROWS)
+    with pytest.raises(DataError, match="has no labels; name them"):
+        fitted.score(folder)
+    with pytest.raises(DataError, match="own order only"):
+        fitted.score(torch.utils.data.DataLoader(pairs_of(pairs), batch_size=9, shuffle=True))
+
+
+def pairs_of(pairs):
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(pairs)
+
+        def __getitem__(self, k):
+            return pairs[k]
+
+    return Pairs()
 
 
 def test_a_stream_without_labels_is_no_classification(folder):

@@ -6,9 +6,12 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 
+from freenergy.models.mlp import initialize_perceptron, multilayer_perceptron
 from freenergy.normalization import get_activation, predict_depth
+from freenergy.random import RandomStream
 
 WIDTH, DEPTH, SEEDS = 1024, 32, range(3)
 CASES = {
@@ -175,6 +178,21 @@ def test_sizes_count_for_the_first_layer():
     lecun = predict_depth("identity", "lecun_normal", 2, n_in=100, width=300)
     assert_allclose(lecun.variance, 1.0)
     assert_allclose(lecun.gradient_variance, [3, 1, 1])
+
+
+@pytest.mark.parametrize("init", ["lecun", "he", "glorot"])
+def test_the_names_of_the_perceptrons_mean_the_same_weights(init):
+    """In a net as MLPClassifier draws it the signal goes where it is predicted to go."""
+    short, long = (predict_depth("tanh", name, 6, width=400) for name in (init, f"{init}_normal"))
+    np.testing.assert_array_equal(short.variance, long.variance)
+    net = multilayer_perceptron(400, (400,) * 6, 1, activation="tanh")
+    initialize_perceptron(net, RandomStream(0), activation="tanh", init=init)
+    for layer in net[::2]:
+        torch.nn.init.zeros_(layer.bias)
+    rows = torch.randn(200, 400, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = net[:12](rows).var().item()
+    assert found == pytest.approx(short.variance[-1], rel=0.1)
 
 
 def test_no_layers_change_nothing():

@@ -21,6 +21,13 @@ def grid(*ranges: tuple[float, float, int]) -> list[np.ndarray]:
     return np.meshgrid(*(np.linspace(*r) for r in ranges), indexing="ij", sparse=True)
 
 
+def test_a_mean_of_rounding_errors_is_printed_as_zero():
+    point = fixed_point("selu")
+    assert 0 < abs(point.mean) < 1e-12
+    assert "mean=0, variance=1," in repr(point)
+    assert "mean=0.56419," in repr(fixed_point("relu", 0.0, 2.0, 2.0))
+
+
 # Theorems of Klambauer et al. 2017, on grids
 
 

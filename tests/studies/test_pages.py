@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from freenergy.inference.equilibrium import _advice, _Gap
 from freenergy.report import HistogramChart, ImageGrid, LineChart, Table, render
 from freenergy.studies.assessment import Assessment, assess
-from freenergy.studies.assessment_page import assessment_sections, verdict_words
+from freenergy.studies.assessment_page import advice_words, assessment_sections, verdict_words
 from freenergy.studies.blocks import band, filter_grid, provenance, sample_grid
 from freenergy.studies.learning_page import learning_page, verdict
 from freenergy.studies.results import MethodResult
@@ -277,6 +278,30 @@ def test_the_narrowest_trusted_estimate_is_the_best(assessment):
     best = dataclasses.replace(assessment, estimates=rest).best
     assert best.trusted
     assert best.upper - best.lower == min(e.upper - e.lower for e in rest if e.trusted)
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"), [(0.25, "0.25 nats higher"), (-0.61, "0.61 nats lower")]
+)
+def test_training_rows_are_higher_or_lower(assessment, shift, words):
+    moved = [
+        dataclasses.replace(e, log_likelihood_train=e.log_likelihood + shift)
+        for e in assessment.estimates
+    ]
+    found = verdict_words(dataclasses.replace(assessment, estimates=moved))
+    assert f"On training rows it is {words}. " in found
+
+
+@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("lag", [0.0, 9.0])
+@pytest.mark.parametrize("tau", [0.5, 5.0])
+def test_advice_is_in_the_options_of_the_command_line(failed, lag, tau):
+    advice = _advice(failed, failed, _Gap("free energy", ("data", "chains"), lag, 1.0), tau, 1)
+    words = advice_words({"advice": advice}).replace("inference.certify) with more n_steps", "")
+    for name in ("n_steps", "learning_rate", "weight_constraint", "method="):
+        assert name not in words
+    if not failed and lag == 0 and tau > 1:
+        assert words.endswith("(--method cd) would need --steps 5 or more.")
 
 
 @pytest.mark.parametrize("label", ["equilibrium", "out of equilibrium", "undecided"])

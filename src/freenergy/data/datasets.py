@@ -33,6 +33,10 @@ Array = NDArray[Any]
 _FIELDS = ("x_train", "y_train", "x_test", "y_test")
 _ENDINGS = (".npz", ".npy", ".csv", ".parquet")
 _ENDINGS_TEXT = ".npz, .npy, .csv or .parquet"
+_STREAMED = (
+    "folders of .npy or .parquet, .h5 and .zarr are taken by freenergy.data.stream and "
+    "freenergy train"
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,6 +54,8 @@ class Dataset:
     image_shape : tuple of int
         The shape of one row as an image, ``(height, width)`` or ``(channels, height, width)``;
         None for tables.
+    is_binarized : bool
+        Whether a threshold made 0 or 1 of other values.
 
     Examples
     --------
@@ -64,6 +70,7 @@ class Dataset:
     x_test: NDArray[np.float32] | None = None
     y_test: Array | None = None
     image_shape: tuple[int, ...] | None = None
+    is_binarized: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -142,7 +149,8 @@ def load(name_or_path: str | os.PathLike[str], *, binarize: float | None = None)
         environment variable ``FREENERGY_DATA`` names (``mnist.npz``, ``fashion-mnist.npz``,
         ``cifar10.npz`` or ``cifar10_10k.npz``), then fetched from OpenML, once.
     binarize : float, optional
-        Make every value 1 where it is greater than this threshold, and 0 elsewhere.
+        Make every value 1 where it is greater than this threshold, and 0 elsewhere; images of
+        type uint8 are brought to [0, 1] before.
 
     Returns
     -------
@@ -244,11 +252,14 @@ def _check_path(name: str) -> Path:
     expanded = os.path.expanduser(name)
     path = Path(expanded)
     if os.path.isdir(expanded):
-        raise DataError(f"{name} is a folder; give the path of one {_ENDINGS_TEXT} file in it")
+        raise DataError(
+            f"{name} is a folder; give the path of one {_ENDINGS_TEXT} file in it, or read it as "
+            f"shards: {_STREAMED}"
+        )
     if not os.path.isfile(expanded):
         raise DataError(_missing(name, path))
     if path.suffix.lower() not in _ENDINGS:
-        raise DataError(f"cannot read {name}: give a {_ENDINGS_TEXT} file")
+        raise DataError(f"cannot read {name}: give a {_ENDINGS_TEXT} file; {_STREAMED}")
     return path
 
 
@@ -264,7 +275,7 @@ def _missing(name: str, path: Path) -> str:
     original = {name.lower(): name for name in names}
     close = difflib.get_close_matches(path.name.lower(), original, n=2)
     guess = f"did you mean {' or '.join(repr(original[key]) for key in close)}? " if close else ""
-    return f"{what}; {guess}{advice}"
+    return f"{what}; {guess}{advice}; {_STREAMED}"
 
 
 def _read(path: Path) -> dict[str, Array]:
@@ -355,7 +366,9 @@ def _dataset(
                 f"{n_features}; give arrays that agree"
             )
     x = _to_float(stored, source)
+    is_binarized = False
     if threshold is not None:
+        is_binarized = any(bool(((a != 0) & (a != 1)).any()) for a in x.values())
         x = {field: _binarize(array, threshold, source) for field, array in x.items()}
     return Dataset(
         name=name,
@@ -364,6 +377,7 @@ def _dataset(
         x_test=x.get("x_test"),
         y_test=_labels(arrays, "y_test", "x_test", source),
         image_shape=image_shape or (shape if len(shape) > 1 else None),
+        is_binarized=is_binarized,
     )
 
 
@@ -393,6 +407,13 @@ def _binarize(x: NDArray[np.float32], threshold: float, source: str) -> NDArray[
     # A missing value would silently become 0.
     if np.isnan(x).any():
         raise DataError(f"{source} has missing values; fill them before you binarize")
+    least, most = min(0.0, float(x.min())), max(1.0, float(x.max()))
+    if not least <= threshold <= most:
+        raise DataError(
+            f"binarize={threshold:g} is compared with the values of {source} (pixels of type uint8 "
+            f"after division by 255), which lie in [{least:g}, {most:g}]; give one between, such "
+            "as 0.5"
+        )
     return (x > threshold).astype(np.float32)
 
 

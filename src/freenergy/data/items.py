@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from freenergy.data.errors import DataError, reason_of
-from freenergy.data.sources import ArraySource, Block, Labelled, Source
+from freenergy.data.sources import ArraySource, Block, Labelled, Source, without_column
 
 __all__ = [
     "ItemSource",
@@ -82,6 +82,8 @@ class IterableSource:
     ----------
     shape : tuple of int
         Of the rows, with -1 for their number, which nobody knows.
+    n_read : int
+        Rows that were pulled since the first one.
     """
 
     columns = None
@@ -91,7 +93,7 @@ class IterableSource:
         self.name = type(dataset).__name__
         self._in_batches = isinstance(dataset, DataLoader) and dataset.batch_size is not None
         self._iterator: Iterator[Any] | None = None
-        self._n_read = 0
+        self.n_read = 0
         first = next(iter(self._rows()), None)
         if first is None:
             raise DataError(f"{self.name} is empty")
@@ -107,12 +109,12 @@ class IterableSource:
     def pull(self, n_rows: int) -> Block | None:
         """The next rows, at most so many; None at the end, until :meth:`restart`."""
         if self._iterator is None:
-            self._iterator, self._n_read = self._rows(), 0
+            self._iterator, self.n_read = self._rows(), 0
         pairs = list(islice(self._iterator, n_rows))
         if not pairs:
             return None
-        block = _stacked(pairs, self, self._n_read)
-        self._n_read += len(pairs)
+        block = _stacked(pairs, self, self.n_read)
+        self.n_read += len(pairs)
         return block
 
     def place(self, row: int) -> tuple[str, int]:
@@ -178,7 +180,7 @@ def _stacked(
             )
     rows = np.stack([row for row, _ in pairs]).astype(source.dtype, copy=False)
     labels = [label for _, label in pairs if label is not None]
-    return Block(rows, np.stack(labels) if labels else None)
+    return Block(rows, without_column(np.stack(labels)) if labels else None)
 
 
 def _failed(what: str, error: Exception) -> DataError:

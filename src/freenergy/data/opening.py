@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +88,33 @@ def _is_stored_array(what: object) -> bool:
 def _open_path(name: str, labels: Any) -> Source:
     expanded = os.path.expanduser(name)
     store = _STORE.fullmatch(expanded)
+    path, inside, open_array = Path(expanded), None, zarr_array
     if store is not None:
-        path = Path(store["path"])
-        if not path.exists():
-            raise DataError(f"no file {path}; give a {_KINDS} path that exists")
-        open_array = zarr_array if store["kind"].lower() == "zarr" else hdf5_array
-        beside = labels if isinstance(labels, str) else None
-        rows = open_array(path, store["inside"] or None, beside=beside)
-        return Labelled(rows, open_array(path, beside)) if beside else _with_labels(rows, labels)
-    path = Path(expanded)
-    if path.is_dir() and any((path / f).exists() for f in ("zarr.json", ".zarray", ".zgroup")):
-        beside = labels if isinstance(labels, str) else None
-        rows = zarr_array(path, None, beside=beside)
-        return Labelled(rows, zarr_array(path, beside)) if beside else _with_labels(rows, labels)
-    return _open_files(path, name, labels)
+        path, inside, open_array = _opened_store(store)
+    elif not any((path / f).exists() for f in ("zarr.json", ".zarray", ".zgroup")):
+        return _open_files(path, name, labels)
+    beside = _inside(path, labels)
+    rows = open_array(path, inside, beside=beside)
+    return Labelled(rows, open_array(path, beside)) if beside else _with_labels(rows, labels)
+
+
+def _opened_store(store: re.Match[str]) -> tuple[Path, str | None, Callable[..., Source]]:
+    """Where a store lies, what of it is meant, and what opens it."""
+    path = Path(store["path"])
+    if not path.exists():
+        raise DataError(f"no file {path}; give a {_KINDS} path that exists")
+    open_array = zarr_array if store["kind"].lower() == "zarr" else hdf5_array
+    return path, store["inside"] or None, open_array
+
+
+def _inside(path: Path, labels: Any) -> str | None:
+    """The name of labels within this store, be it given with the store's own or without."""
+    if not isinstance(labels, str):
+        return None
+    store = _STORE.fullmatch(os.path.expanduser(labels))
+    if store is None:
+        return labels
+    return store["inside"] if Path(store["path"]).resolve() == path.resolve() else None
 
 
 def _open_files(path: Path, name: str, labels: Any) -> Source:
@@ -108,7 +122,9 @@ def _open_files(path: Path, name: str, labels: Any) -> Source:
     if not path.exists():
         raise DataError(f"no file or folder {name}; give a {_KINDS} path that exists")
     if path.is_file() and path.suffix.lower() not in (".npy", ".parquet"):
-        raise DataError(f"cannot read {name} in blocks: give {_KINDS}, or a folder of shards")
+        whole = path.suffix.lower() in (".csv", ".npz")
+        cure = f"give freenergy.data.load({name!r}).x_train, or " if whole else "give "
+        raise DataError(f"cannot read {name} in blocks: {cure}{_KINDS}, or a folder of shards")
     if files[0].suffix.lower() == ".parquet":
         column = labels if isinstance(labels, str) else None
         rows = _concatenated([_checked(ParquetFile(file, column)) for file in files])
@@ -142,6 +158,10 @@ def _with_labels(rows: Source, labels: Any) -> Source:
     if labels is None:
         return rows
     if isinstance(labels, str | os.PathLike):
+        store = _STORE.fullmatch(os.path.expanduser(os.fspath(labels)))
+        if store is not None:
+            place, inside, open_array = _opened_store(store)
+            return Labelled(rows, open_array(place, inside))
         path = Path(labels).expanduser()
         if not path.exists():
             raise DataError(f"no file or folder {labels} with the labels of {rows.name}")

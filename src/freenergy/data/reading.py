@@ -95,23 +95,20 @@ def in_batches(blocks: Iterable[Block], size: int) -> Iterator[Block]:
     >>> [batch.rows[:, 0].tolist() for batch in in_batches(blocks, 2)]
     [[0.0, 0.0], [0.0, 1.0], [1.0]]
     """
-    rest: Block | None = None
+    parts: list[Block] = []
+    waiting = 0
     for block in blocks:
         start = 0
-        if rest is not None:
-            start = size - len(rest.rows)
-            rest = joined([rest, _taken(block, slice(0, start))])
-            if len(rest.rows) < size:
-                continue
-            yield rest
-            rest = None
-        while start + size <= len(block.rows):
-            yield _taken(block, slice(start, start + size))
-            start += size
+        while waiting + len(block.rows) - start >= size:
+            stop = start + size - waiting
+            parts.append(_taken(block, slice(start, stop)))
+            yield joined(parts)
+            parts, waiting, start = [], 0, stop
         if start < len(block.rows):
-            rest = _taken(block, slice(start, None))
-    if rest is not None:
-        yield rest
+            parts.append(_taken(block, slice(start, None)))
+            waiting += len(block.rows) - start
+    if parts:
+        yield joined(parts)
 
 
 def _empty_like(block: Block, n_rows: int) -> Block:

@@ -16,17 +16,23 @@ from numpy.typing import NDArray
 from freenergy.data.errors import DataError, blaming
 
 __all__ = [
+    "BLOCKS_IN_BUFFER",
     "ArraySource",
     "BinaryFile",
     "Block",
     "Labelled",
     "Shards",
     "Source",
+    "along_chunks",
     "joined",
     "npy_file",
+    "without_column",
 ]
 
 Array = NDArray[Any]
+
+BLOCKS_IN_BUFFER = 32
+"""Blocks that are read at once are about that many times smaller than what mixes their rows."""
 
 
 class Block(NamedTuple):
@@ -111,9 +117,7 @@ class ArraySource(Source):
             return Block(np.asarray(self.array[start:stop]))
 
     def cuts(self, n_rows: int) -> list[int]:
-        # A chunk that two blocks share would be decompressed for each.
-        step = max(1, n_rows // self._chunk) * self._chunk
-        return list(range(0, len(self), step))
+        return along_chunks(len(self), n_rows, self._chunk)
 
 
 class BinaryFile(Source):
@@ -215,7 +219,7 @@ class Shards(Source):
             end = min(len(source), begin + stop - start)
             parts.append(source.read(begin, end))
             start += end - begin
-        return parts[0] if len(parts) == 1 else joined(parts)
+        return joined(parts)
 
     def cuts(self, n_rows: int) -> list[int]:
         # No block in two shards: many small ones are many small blocks.
@@ -244,7 +248,7 @@ class Labelled(Source):
     Parameters
     ----------
     rows, labels : Source
-        Of the same length; labels of shape (n,) or (n, n_outputs).
+        Of the same length; labels of shape (n,) or (n, n_outputs), where (n, 1) is read as (n,).
 
     Raises
     ------
@@ -265,7 +269,8 @@ class Labelled(Source):
         self.has_labels = True
 
     def read(self, start: int, stop: int) -> Block:
-        return Block(self.rows.read(start, stop).rows, self.labels.read(start, stop).rows)
+        labels = self.labels.read(start, stop).rows
+        return Block(self.rows.read(start, stop).rows, without_column(labels))
 
     def cuts(self, n_rows: int) -> list[int]:
         return self.rows.cuts(n_rows)
@@ -277,8 +282,29 @@ class Labelled(Source):
         return self.rows.parts()
 
 
+def without_column(labels: Array) -> Array:
+    """Labels of shape (n, 1) as those of shape (n,); all others as they are."""
+    return labels.reshape(-1) if labels.shape[1:] == (1,) else labels
+
+
+def along_chunks(n: int, n_rows: int, chunk: int) -> list[int]:
+    """Where blocks of whole chunks start; only a chunk that the buffer would not hold is divided.
+
+    A chunk that two blocks share is decompressed for each.
+
+    Examples
+    --------
+    >>> along_chunks(100, 20, 16), along_chunks(100, 20, 40), along_chunks(100, 1, 100)
+    ([0, 16, 32, 48, 64, 80, 96], [0, 40, 80], [0, 32, 64, 96])
+    """
+    step = max(1, n_rows // chunk) * chunk
+    return list(range(0, n, min(step, n_rows * BLOCKS_IN_BUFFER)))
+
+
 def joined(blocks: Sequence[Block]) -> Block:
     """Blocks one after the other, as one."""
+    if len(blocks) == 1:
+        return blocks[0]
     labels = [block.labels for block in blocks if block.labels is not None]
     rows = np.concatenate([block.rows for block in blocks])
     return Block(rows, np.concatenate(labels) if labels else None)

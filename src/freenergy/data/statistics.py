@@ -56,7 +56,7 @@ def moments(
     mean = rows.mean(0, dtype=np.float64)
     variance = np.full_like(mean, np.nan)
     if variances:
-        variance = np.square(rows.astype(np.float64) - mean).mean(0)
+        variance = np.square(rows.astype(np.float64, copy=False) - mean).mean(0)
     counts = () if labels is None else np.unique(labels, return_counts=True)
     return ColumnStatistics(len(rows), mean, variance, tuple(counts))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from freenergy.data.errors import DataError, blaming
-from freenergy.data.sources import ArraySource, Block, Source
+from freenergy.data.sources import ArraySource, Block, Source, along_chunks
 
 __all__ = ["Hdf5Array", "ParquetFile", "hdf5_array", "zarr_array"]
 
@@ -76,7 +76,7 @@ class ParquetFile(Source):
         if len(table) < stop - start:
             raise DataError(f"{self.name} ends before row {stop}; write it again")
         if self._only_label:
-            return Block(table.column(0).to_numpy())
+            return Block(table.column(self._wanted[0]).to_numpy())
         rows = np.empty((len(table), len(self._wanted)), self.dtype)
         for k, name in enumerate(self._wanted):
             column = table.column(name)
@@ -119,8 +119,7 @@ class Hdf5Array(Source):
             return Block(np.asarray(file[self.inside][start:stop]))
 
     def cuts(self, n_rows: int) -> list[int]:
-        step = max(1, n_rows // self._chunk) * self._chunk
-        return list(range(0, len(self), step))
+        return along_chunks(len(self), n_rows, self._chunk)
 
 
 def hdf5_array(path: Path, inside: str | None, *, beside: str | None = None) -> Source:

@@ -18,7 +18,15 @@ from freenergy.data.errors import DataError
 from freenergy.data.items import IterableSource
 from freenergy.data.opening import is_source, open_source
 from freenergy.data.reading import in_batches, mixed, read_ahead
-from freenergy.data.sources import ArraySource, Block, Labelled, Source, joined
+from freenergy.data.sources import (
+    BLOCKS_IN_BUFFER,
+    ArraySource,
+    Block,
+    Labelled,
+    Source,
+    joined,
+    without_column,
+)
 from freenergy.data.statistics import (
     ColumnStatistics,
     Standardization,
@@ -36,14 +44,14 @@ Encoder: TypeAlias = Callable[[Array], Array]
 """Takes labels as they are stored, returns numbers, one or several for each row."""
 
 LARGE_BYTES = 2**28
-"""Memory maps and files beyond this are streamed, smaller ones are loaded."""
+"""Memory maps (but uint8: all) and files beyond this are streamed, smaller ones are loaded."""
 
 _BUFFER_BYTES = 2**28
-_BLOCKS_IN_BUFFER = 32
 # Narrow rows would make buffers of so many that drawing places costs more than reading.
 _MOST_BUFFERED = 2**20
 _MOST_HELD_TOGETHER = 2**30
 _SPREAD = 16
+_SAMPLED = 64
 _PIXELS = 255.0
 
 
@@ -65,12 +73,15 @@ def stream(
         A path is that of an ``.npy`` or ``.parquet`` file, of a folder of such shards (read in
         the order of their names), or ``FILE.h5:/inside`` or ``STORE.zarr:/inside``, where the
         part from the colon can be left out if there is one array only. Rows of more than one
-        dimension are flattened. A row group of Parquet is never divided.
+        dimension are flattened. A row group of Parquet is never divided, and a chunk of HDF5 or
+        Zarr only where the buffer would not hold it.
     labels : str, path or array, default=None
-        The name of a Parquet column, or of an array in the same HDF5 file or Zarr store; or
-        ``.npy`` shards; or an array. A torch Dataset has them in its items ``(row, label)``.
+        The name of a Parquet column, or of an array in the same HDF5 file or Zarr store, which
+        may be given as ``FILE.h5:/inside`` too; or ``.npy`` shards; or an array. A torch Dataset
+        has them in its items ``(row, label)``.
     binarize : float, default=None
-        Make every value 1 where it is greater than this threshold, and 0 elsewhere.
+        Make every value 1 where it is greater than this threshold, and 0 elsewhere; values are
+        divided by ``full_scale`` before.
     standardize : bool or Standardization, default=False
         Shift and scale each column to mean 0 and variance 1, in a first pass over the rows; or as
         another stream's ``standardization`` says.
@@ -113,7 +124,10 @@ def stream(
     source = open_source(what, labels)
     width = math.prod(source.shape[1:])
     buffer_rows = min(_MOST_BUFFERED, max(1, buffer_bytes // (width * source.dtype.itemsize)))
-    block_rows = max(1, buffer_rows // _BLOCKS_IN_BUFFER)
+    block_rows = max(1, buffer_rows // BLOCKS_IN_BUFFER)
+    scale = _full_scale(source, block_rows) if full_scale is None else float(full_scale)
+    if binarize is not None:
+        _check_threshold(binarize, source.dtype, scale)
     ranges: tuple[tuple[int, int], ...] = ()
     if isinstance(source, Source):
         cuts = source.cuts(block_rows)
@@ -124,7 +138,8 @@ def stream(
         block_rows,
         buffer_rows,
         n_readers,
-        full_scale=_full_scale(source, block_rows) if full_scale is None else float(full_scale),
+        full_scale=scale,
+        is_scale_guessed=full_scale is None,
         threshold=binarize,
     )
     if standardize is False:
@@ -147,8 +162,10 @@ class DataStream:
     n_readers : int
     full_scale : float
         What values are divided by.
+    is_scale_guessed : bool
+        Whether the first rows said it.
     threshold : float or None
-        What greater values become 1 for.
+        What values must be greater than, once divided, to become 1.
     standardization : Standardization or None
     span : (float, float)
         What 0 and 1 become at last.
@@ -164,6 +181,7 @@ class DataStream:
     buffer_rows: int
     n_readers: int
     full_scale: float = 1.0
+    is_scale_guessed: bool = False
     threshold: float | None = None
     standardization: Standardization | None = None
     span: tuple[float, float] = (0.0, 1.0)
@@ -190,7 +208,8 @@ class DataStream:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the values that are given out: float64 where they are stored so, else float32."""
-        return np.dtype(np.float64 if self.source.dtype == np.float64 else np.float32)
+        stored = self.source.dtype.newbyteorder("=")
+        return np.dtype(np.float64 if stored == np.float64 else np.float32)
 
     @property
     def columns(self) -> tuple[str, ...] | None:
@@ -207,17 +226,20 @@ class DataStream:
         """SHA-256 of the shape, the type, the shards' names and lengths, and of sampled rows.
 
         Sixteen places, evenly spaced, are read with up to 64 rows each: it tells other data from
-        these without reading them all, and may miss a change between those places.
+        these without reading them all, and may miss a change between those places. Of rows that
+        come one after the other the first 64 are read, which are others each time where a loader
+        shuffles them.
         """
         digest = hashlib.sha256(f"{self.source.dtype.str} {self.source.shape}\n".encode())
         digest.update(f"{self.full_scale} {self.threshold}\n".encode())
+        if self.standardization is not None:
+            digest.update(self.standardization.mean.tobytes())
+            digest.update(self.standardization.scale.tobytes())
         if isinstance(self.source, Source):
             digest.update(repr(self.source.parts()).encode())
-            for start in np.linspace(0, max(0, len(self.source) - 64), _SPREAD).astype(int):
-                stop = min(int(start) + 64, len(self.source))
-                rows, labels = self.source.read(int(start), stop)
-                digest.update(rows.tobytes())
-                digest.update(b"" if labels is None else repr(labels.tolist()).encode())
+        for rows, labels in self._samples():
+            digest.update(rows.tobytes())
+            digest.update(b"" if labels is None else repr(labels.tolist()).encode())
         return digest.hexdigest()
 
     def __repr__(self) -> str:
@@ -342,19 +364,28 @@ class DataStream:
         with closing(self._epoch(order, n_rows)) as stored:
             blocks: Iterator[Block] = stored
             if order is not None:
-                blocks = mixed(stored, self._capacity(n_rows), order)
+                capacity = self._capacity(n_rows)
+                # Places are drawn from the whole buffer for each block: not for a few rows only.
+                even = in_batches(stored, max(1, capacity // BLOCKS_IN_BUFFER))
+                blocks = mixed(even, capacity, order)
             yield from islice(in_batches(blocks, size), limit)
 
     def values(self, rows: Array, dtype: np.dtype[Any] | None = None) -> Array:
         """Rows as they are stored, transformed to what is learned from."""
-        found = rows.reshape(len(rows), -1).astype(self.dtype if dtype is None else dtype)
+        wanted = self.dtype if dtype is None else dtype
+        # In single precision, what is small beside the mean or the threshold would be lost.
+        exact = self.standardization is None and (
+            self.threshold is None or np.can_cast(self.source.dtype, wanted)
+        )
+        found = rows.reshape(len(rows), -1).astype(wanted if exact else np.float64)
         if self.full_scale != 1.0:
             found /= found.dtype.type(self.full_scale)
         if self.threshold is not None:
-            found = (found > self.threshold).astype(found.dtype)
+            found = found > self.threshold
         elif self.standardization is not None:
-            found -= self.standardization.mean.astype(found.dtype)
-            found /= self.standardization.scale.astype(found.dtype)
+            found -= self.standardization.mean
+            found /= self.standardization.scale
+        found = found.astype(wanted, copy=False)
         low, high = self.span
         if (low, high) != (0.0, 1.0):
             found *= high - low
@@ -425,25 +456,62 @@ class DataStream:
 
         Of rows whose number is not known, those of the first buffer.
         """
+        with closing(self._label_blocks()) as parts:
+            return counted(parts)
+
+    def read_labels(self) -> Array:
+        """The labels of all rows as they are stored, in the order in which they lie.
+
+        Raises
+        ------
+        DataError
+            When there are none, or the rows have no order that a second pass would follow.
+        """
+        if isinstance(self.source, IterableSource):
+            raise DataError(
+                f"{self.name} gives rows in its own order only, which may be another one in each "
+                "pass; give a torch Dataset with a length, or rows and labels as arrays"
+            )
+        with closing(self._label_blocks()) as parts:
+            return np.concatenate(list(parts))
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _label_blocks(self) -> Generator[Array]:
+        """Labels as they are stored; of rows whose number is not known, those of a buffer."""
         if not self.has_labels:
             raise DataError(f"{self.name} has no labels; name them: stream(..., labels=...)")
         if isinstance(self.source, Labelled):
             # The rows themselves need not be read for it.
-            jobs = (partial(self.source.labels.read, start, stop) for start, stop in self.ranges)
+            labels = self.source.labels
+            jobs = (partial(labels.read, start, stop) for start, stop in self.ranges)
             with closing(read_ahead(jobs, 1)) as found:
-                return counted(block.rows for block in found)
-        plain = replace(self, encode=None)
+                for block, (start, _) in zip(found, self.ranges, strict=True):
+                    yield without_column(self._with_labels(block.rows, start))
+            return
+        plain = replace(self, encode=lambda labels: labels)
         stored = plain._stored()
         if isinstance(self.source, IterableSource):
             stored = plain._first_rows(self.source, self.buffer_rows)
         with closing(stored) as blocks:
-            return counted(block.labels for block in blocks)
-
-    # ---- inside ----------------------------------------------------------------------------------
+            for block in blocks:
+                yield block.labels
 
     def _moments(self, block: Block, *, variances: bool, count_labels: bool) -> ColumnStatistics:
         labels = block.labels if count_labels else None
-        return moments(self.values(block.rows), labels, variances=variances)
+        rows = self.values(block.rows, np.dtype(np.float64) if variances else None)
+        return moments(rows, labels, variances=variances)
+
+    def _samples(self) -> Iterator[Block]:
+        """Rows as they are stored, which tell these data from others."""
+        if isinstance(self.source, IterableSource):
+            self.source.restart()
+            first = self.source.pull(_SAMPLED)
+            self.source.restart()
+            yield from [] if first is None else [first]
+            return
+        for start in np.linspace(0, max(0, len(self.source) - _SAMPLED), _SPREAD).astype(int):
+            yield self.source.read(int(start), min(int(start) + _SAMPLED, len(self.source)))
 
     def _check_size(self, n_rows: int) -> None:
         size = n_rows * self.width * self.dtype.itemsize
@@ -507,7 +575,7 @@ class DataStream:
     def _pulled(self, source: IterableSource, n_rows: int | None) -> Generator[Block]:
         """The next rows of a source without numbers, at most ``n_rows``, up to its end."""
         sizes = _repeated(self.block_rows, n_rows)
-        size, done = next(sizes), 0
+        size = next(sizes)
         first = source.pull(size)
         if first is None:
             # The end of the data was the end of the epoch before.
@@ -515,8 +583,8 @@ class DataStream:
             first = source.pull(size)
         if first is None:
             raise DataError(f"{source.name} has no rows any more; make it start anew at each pass")
-        yield self._checked(first, 0)
-        done = len(first.rows)
+        done = source.n_read
+        yield self._checked(first, done - len(first.rows))
         with closing(read_ahead((partial(source.pull, k) for k in sizes), 1)) as blocks:
             for block in blocks:
                 if block is None:
@@ -530,9 +598,9 @@ class DataStream:
         low, high = rows.min(), rows.max()
         if not (math.isfinite(low) and math.isfinite(high)):
             self._refuse(rows, ~np.isfinite(rows), start, "remove or impute it")
-        unscaled = self.source.dtype == np.uint8 and self.full_scale == 1.0
-        if unscaled and self.threshold is not None and high > 1:
-            advice = "give full_scale=255 if these are pixels"
+        undecided = self.is_scale_guessed and self.source.dtype == np.uint8
+        if undecided and self.full_scale == 1.0 and self.threshold is not None and high > 1:
+            advice = "give full_scale=255 if these are pixels, or else full_scale=1"
             self._refuse(rows, rows > 1, start, f"the first rows are 0 and 1 only; {advice}")
         if self.bounds is not None and self.threshold is None:
             least, most = (bound * self.full_scale for bound in self.bounds)
@@ -544,8 +612,24 @@ class DataStream:
                 self._refuse(rows, (rows < least) | (rows > most), start, advice)
         labels = block.labels
         if self.encode is not None and labels is not None:
-            labels = self.encode(labels)
+            labels = self.encode(self._with_labels(labels, start))
         return Block(block.rows, labels)
+
+    def _with_labels(self, labels: Array, start: int) -> Array:
+        """The labels, if no row is without."""
+        bad = np.zeros(labels.shape, dtype=bool)
+        if labels.dtype.kind == "f":
+            bad = ~np.isfinite(labels)
+        elif labels.dtype == object:
+            bad = np.array([label is None or label != label for label in labels.ravel()])
+        if bad.any():
+            row = int(np.argmax(bad.reshape(len(labels), -1).any(1)))
+            shard, inside = self.source.place(start + row)
+            raise DataError(
+                f"{shard} has {labels[row]} for the label of row {inside}: remove the row, or give "
+                "it a label"
+            )
+        return labels
 
     def _refuse(self, rows: Array, bad: Array, start: int, advice: str) -> None:
         row, column = divmod(int(np.argmax(bad)), rows.shape[1])
@@ -564,8 +648,9 @@ def as_stream(what: Any) -> DataStream | None:
     """A stream as it is, or of what is read in blocks by its nature; None for anything else."""
     if isinstance(what, DataStream):
         return what
-    large = isinstance(what, np.memmap) and what.nbytes > LARGE_BYTES
-    return stream(what) if large or is_source(what) else None
+    # Pixels are scaled in a stream only, which must not hang on how many there are.
+    mapped = isinstance(what, np.memmap) and (what.nbytes > LARGE_BYTES or what.dtype == np.uint8)
+    return stream(what) if mapped or is_source(what) else None
 
 
 def _full_scale(source: Source | IterableSource, block_rows: int) -> float:
@@ -577,6 +662,23 @@ def _full_scale(source: Source | IterableSource, block_rows: int) -> float:
     else:
         first = source.read(0, min(len(source), block_rows))
     return _PIXELS if first is not None and first.rows.max() > 1 else 1.0
+
+
+def _check_threshold(binarize: float, dtype: np.dtype[Any], full_scale: float) -> None:
+    """Refuse a threshold that all values lie on one side of, as far as their type tells."""
+    least, most = -math.inf, math.inf
+    if full_scale != 1.0:
+        least, most = 0.0 if dtype.kind in "bu" else -1.0, 1.0
+    elif dtype.kind in "iu":
+        least, most = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
+    if least <= binarize <= most:
+        return
+    divided = "" if full_scale == 1.0 else f" after division by {full_scale:g}"
+    raise DataError(
+        f"binarize={binarize:g} is compared with values{divided}, which lie in [{least:g}, "
+        f"{most:g}]: it lies {'above' if binarize > most else 'below'} all of them; give one "
+        "between, such as 0.5"
+    )
 
 
 def _spaced(n: int, k: int) -> Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import numbers
 import os
-import warnings
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any, ClassVar, Self
@@ -20,7 +19,13 @@ from torch import Tensor
 from freenergy._version import __version__
 from freenergy.data import DataStream, as_stream
 from freenergy.estimators.checkpoints import FitCheckpoint, FitIdentity, comparable, fingerprint
-from freenergy.estimators.validation import check_finite
+from freenergy.estimators.validation import (
+    check_finite,
+    check_targets,
+    naming_columns,
+    refuse_dates,
+    warn_the_caller,
+)
 from freenergy.random import RandomStream
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from freenergy.training.options import LoopOptions, check_whole
@@ -114,7 +119,7 @@ class TorchEstimator(BaseEstimator):
         tensors, values = load_checkpoint(path)
         saved = values.get("estimator", {})
         if saved.get("class") != cls.__name__:
-            raise CheckpointError(f"{path} holds no {cls.__name__}")
+            raise CheckpointError(f"{path} holds no {cls.__name__}{_instead(path, values)}")
         try:
             estimator = cls._from_parameters(saved["parameters"])
         except (KeyError, TypeError) as error:
@@ -144,7 +149,7 @@ class TorchEstimator(BaseEstimator):
         # Instruments are code, which a file of ours never holds; the folder is one fit's alone.
         for name in ("monitors", "callback", "checkpoint_dir"):
             parameters.pop(name, None)
-        return {name: plain(value) for name, value in parameters.items()}
+        return {name: _listed(value) for name, value in parameters.items()}
 
     @classmethod
     def _from_parameters(cls, parameters: dict[str, Any]) -> Self:
@@ -166,13 +171,19 @@ class TorchEstimator(BaseEstimator):
         raise NotImplementedError
 
     def _publish(self, trainer: Trainer) -> None:
-        """Keep a trainer for later, and its history; subclasses set their attributes."""
+        """Keep a trainer for later; subclasses set their attributes."""
         trainer.monitors = ()
         self._trainer = trainer
         self._random = trainer.random
         self.model_ = trainer.model
-        columns = list(dict.fromkeys(name for record in trainer.history for name in record))
-        self.history_ = {name: [record.get(name) for record in trainer.history] for name in columns}
+
+    @property
+    def history_(self) -> dict[str, list[Any]]:
+        """Numbers of each pass, by name; None where a pass has none of that name."""
+        # Made when asked for: partial_fit would else cost more with each call.
+        history = self._trainer.history
+        columns = list(dict.fromkeys(name for record in history for name in record))
+        return {name: [record.get(name) for record in history] for name in columns}
 
     def _options(self) -> Any:
         check_whole("n_iter", self.n_iter, 0)
@@ -189,15 +200,18 @@ class TorchEstimator(BaseEstimator):
                 raise ValueError(f"{type(self).__name__} takes arrays here, not {stream.name}")
             self._check_columns(stream, reset)
             return stream
-        found = validate_data(
-            self,
-            X,
-            y,
-            reset=reset,
-            accept_sparse="csr",
-            dtype=(np.float64, np.float32),
-            ensure_all_finite=False,
-        )
+        refuse_dates(X)
+        check_targets(y)
+        with naming_columns(X):
+            found = validate_data(
+                self,
+                X,
+                y,
+                reset=reset,
+                accept_sparse="csr",
+                dtype=(np.float64, np.float32),
+                ensure_all_finite=False,
+            )
         matrix = found[0] if isinstance(found, tuple) else found
         check_finite(matrix, getattr(self, "feature_names_in_", None))
         return found
@@ -287,11 +301,7 @@ class TorchEstimator(BaseEstimator):
             self._publish(trainer)
             raise
         except KeyboardInterrupt:
-            warnings.warn(
-                f"training was interrupted; the model of pass {trainer.epoch} is kept",
-                UserWarning,
-                stacklevel=3,
-            )
+            warn_the_caller(f"training was interrupted; the model of pass {trainer.epoch} is kept")
             complete = False
         finish(trainer)
         self._publish(trainer)
@@ -327,6 +337,12 @@ class TorchEstimator(BaseEstimator):
             raise ValueError(
                 "checkpoint_dir needs random_state to be an int, so that a resumed fit is the same "
                 f"one; got random_state={self.random_state!r}"
+            )
+        if rows.n_rows is None and getattr(self, "updates_per_epoch", None) is not None:
+            raise ValueError(
+                "checkpoint_dir cannot keep where a pass of updates_per_epoch updates ended in "
+                "rows that come one after the other: set updates_per_epoch=None, or give a torch "
+                "Dataset with a length"
             )
         parameters = self.get_params(deep=False) | {"device": as_device(self.device)}
         n_passes = parameters.pop(self._passes)
@@ -412,6 +428,17 @@ def _check_result(size: float, rows: StreamedRows) -> None:
         )
 
 
+def _instead(path: str | os.PathLike[str], values: dict[str, Any]) -> str:
+    """What a file holds that is not what was asked for, and what opens it."""
+    kind = values.get("estimator", {}).get("class")
+    if kind is not None:
+        return f", but {kind}: open it with {kind}.load"
+    if "model" in values:
+        opener = f"freenergy.training.load_model({os.fspath(path)!r})"
+        return f", but the model of a run of freenergy train: open it with {opener}"
+    return ""
+
+
 def _unreadable(path: str | os.PathLike[str], kind: type, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} holds no {kind.__name__} that can be read ({error})")
 
@@ -426,6 +453,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, torch.device):
         return str(value)
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _listed(value: Any) -> Any:
+    """A parameter as JSON can hold it, sequences included."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple | range):
+        return [_listed(item) for item in value]
+    return plain(value)
 
 
 def order_stream(seed: int | np.random.RandomState) -> RandomStream:

@@ -104,8 +104,8 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
     shuffle : bool, default=True
         Visit the rows in a new order in each pass.
     updates_per_epoch : int or None, default=None
-        End each pass after so many updates, for streams too long for whole passes, or without
-        end. None visits all rows.
+        End each pass after at most so many updates, for streams too long for whole passes, or
+        without end. None visits all rows.
     device : str, default="cpu"
         ``"cpu"``, ``"cuda"``, any torch device, or ``"auto"``: a GPU where there is one.
     validation_fraction : float, default=0.0

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from freenergy.files import write_atomically
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from freenergy.training.distributed import group_now
 from freenergy.training.rows import LabelledRows, Rows, SparseRows, StreamedRows
 from freenergy.training.run import versions
 from freenergy.training.stopping import StopTraining
@@ -92,7 +93,7 @@ class FitIdentity:
                 "passes depend on it"
             )
         if other["data"] != self.data:
-            found.append("the data (rows, labels or weights) are others")
+            found.append("the data (rows, labels or weights) are others, or the buffer of a stream")
         return found
 
 
@@ -181,7 +182,12 @@ class FitCheckpoint:
         return after_epoch
 
     def save(self, trainer: Trainer, *, ended: bool = False) -> None:
-        """Keep the state of a trainer, and whether its training ends there."""
+        """Keep the state of a trainer, and whether its training ends there.
+
+        Of several processes, the first one writes.
+        """
+        if group_now().rank > 0:
+            return
         tensors, values = trainer.state()
         memory: dict[str, Any] = {}
         if self.memory is not None:
@@ -212,11 +218,15 @@ class FitCheckpoint:
         if differences:
             raise CheckpointError(
                 f"checkpoint_dir {str(self.folder)!r} holds another fit: {'; '.join(differences)}. "
-                f"Choose another folder, or delete {self.path.name} in it to start anew"
+                f"Choose another folder, or delete {self.path.name} in it to start anew. In a grid "
+                "search or cross-validation every fit would need a folder of its own: leave "
+                "checkpoint_dir=None there, and set it for the final fit"
             )
 
     def _write_note(self) -> None:
         """Also the first write, which tells a folder that cannot be written before any pass."""
+        if group_now().rank > 0:
+            return
         note = dataclasses.asdict(self.identity) | {"versions": self._versions}
         try:
             write_atomically(self.folder / "fit.json", json.dumps(note, indent=2) + "\n")
@@ -255,7 +265,9 @@ def fingerprint(rows: Rows | LabelledRows, classes: Any = None) -> str:
     """
     if isinstance(rows, StreamedRows):
         # Of samples: nobody would read all rows a second time for it.
-        return f"{rows.stream.fingerprint} {_described(classes)}"
+        stream = rows.stream
+        buffer = f"{stream.buffer_rows} {stream.block_rows}"  # The order of the rows is theirs.
+        return f"{stream.fingerprint} {buffer} {_described(classes)}"
     digest = hashlib.sha256()
     if isinstance(rows, LabelledRows):
         for name, part in (("labels", rows.labels), ("weights", rows.weights)):

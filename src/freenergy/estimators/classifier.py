@@ -19,6 +19,7 @@ from torch import Tensor
 from freenergy.data import DataStream, as_stream
 from freenergy.estimators.checkpoints import FitCheckpoint
 from freenergy.estimators.classes import StoredClasses
+from freenergy.estimators.scoring import rows_and_targets
 from freenergy.estimators.validation import unchanged_on_error
 from freenergy.training.options import check_not_negative, check_whole
 from freenergy.training.rows import LabelledBatch, LabelledRows, StreamedRows
@@ -222,6 +223,22 @@ class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
         """
         check_is_fitted(self)
         return self._map_rows(X, partial(self._log_proba, self._trainer.options, self.model_))
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Share of the rows whose class is predicted.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, dataframe, stream} of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,), default=None
+            None takes those of a stream with labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        float
+        """
+        return float(super().score(*rows_and_targets(X, y), sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -14,7 +14,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.validation import check_array
 
-from freenergy.estimators.validation import Matrix, check_finite
+from freenergy.estimators.validation import Matrix, check_finite, is_missing, warn_the_caller
 
 __all__ = ["ColumnEncoder", "Table", "categorical_columns", "read_table"]
 
@@ -199,7 +199,7 @@ def categorical_columns(X: Any, asked: Any, names: Sequence[str] | None) -> tupl
     X : array-like, sparse matrix or dataframe of shape (n, n_features)
     asked : "from_dtype", sequence of str, int or bool, or None
         ``"from_dtype"``: columns of a dataframe that hold categories, strings, or booleans some
-        of which are missing.
+        of which are missing. A sequence names further ones beside those.
     names : sequence of str or None
         Of the columns.
 
@@ -230,12 +230,14 @@ def categorical_columns(X: Any, asked: Any, names: Sequence[str] | None) -> tupl
                 f"categorical_features as a mask must have one boolean for each of {width} "
                 f"columns, got {len(given)}"
             )
-        return tuple(i for i, marked in enumerate(given) if marked)
+        marked = {i for i, marked in enumerate(given) if marked}
+        return tuple(sorted(marked | set(_from_dtype(X))))
     known = {} if names is None else {name: i for i, name in enumerate(names)}
     positions = {_position(item, known, width) for item in given}
     if positions and sp.issparse(X):
         raise ValueError("categorical_features needs dense rows, got a sparse matrix")
-    return tuple(sorted(positions))
+    # A string is no number, whether its column was named or not.
+    return tuple(sorted(positions | set(_from_dtype(X))))
 
 
 def _position(item: Any, known: dict[str, int], width: int) -> int:
@@ -305,10 +307,14 @@ def _categories(column: Any, name: str) -> np.ndarray:
         missing = column.isna().to_numpy()
         values = column.astype(object).to_numpy(copy=True)
     else:
-        missing = np.array([_is_missing(value) for value in column], dtype=bool)
+        missing = np.array([is_missing(value) for value in column], dtype=bool)
         values = np.array(column, dtype=object)
     values[missing] = None
-    kinds = {_kind(value) for value in set(values[~missing].tolist())}
+    types = set(map(type, values[~missing].tolist()))
+    if any(issubclass(found, np.generic) for found in types):
+        own = (value.item() if isinstance(value, np.generic) else value for value in values)
+        values = np.fromiter(own, object, len(values))
+    kinds = {_kind(found) for found in types}
     if "other" in kinds or len(kinds) > 1:
         what = "strings and numbers" if "other" not in kinds else "neither strings nor numbers"
         raise ValueError(
@@ -317,16 +323,11 @@ def _categories(column: Any, name: str) -> np.ndarray:
     return values
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, str):
+def _kind(found: type) -> str:
+    if issubclass(found, str):
         return "string"
-    return "number" if isinstance(value, bool | int | float) else "other"
-
-
-def _is_missing(value: Any) -> bool:
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, float | np.floating) and bool(np.isnan(value))
+    numbers = (bool, int, float, np.bool_, np.integer, np.floating)
+    return "number" if issubclass(found, numbers) else "other"
 
 
 def _as_pandas(X: Any) -> Any:
@@ -373,8 +374,8 @@ def _without_objects(frame: Any) -> Any:
             changed[i] = pd.to_numeric(frame.iloc[:, i])
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"column {frame.columns[i]!r} has values that are no numbers ({error}); name it "
-                "in categorical_features"
+                f"column {frame.columns[i]!r} has values that are no numbers ({error}); set "
+                "categorical_features='from_dtype', or name it there"
             ) from error
     if not changed:
         return frame
@@ -414,8 +415,4 @@ def _constant(numbers: Matrix, names: list[str]) -> list[str]:
 def _warn(what: str, names: list[str]) -> None:
     if names:
         listed = ", ".join(map(repr, names))
-        warnings.warn(
-            f"columns of X {what}: {listed}. Nothing can be learned from them",
-            UserWarning,
-            stacklevel=6,
-        )
+        warn_the_caller(f"columns of X {what}: {listed}. Nothing can be learned from them")

@@ -20,6 +20,11 @@ from freenergy.files import write_atomically
 
 __all__ = ["PredictionNet", "write_onnx"]
 
+_DOC = (
+    "rows: single-precision numbers with the columns of the metadata's feature_names. "
+    "encode_columns(X).astype('float32') of the estimator that was written makes them of a table."
+)
+
 
 class PredictionNet(nn.Module):
     r"""A net with what its outputs stand for.
@@ -97,7 +102,8 @@ def write_onnx(
 ) -> None:
     """Write a net to a file that takes rows of any number.
 
-    The file's metadata hold the names of the columns, and the classes, as JSON.
+    The file's metadata hold the names of the columns, and the classes, as JSON; its doc string
+    says where the rows come from.
 
     Parameters
     ----------
@@ -135,6 +141,7 @@ def write_onnx(
     if classes is not None:
         known["classes"] = json.dumps(list(classes))
     onnx.helper.set_model_props(model, known)
+    model.doc_string = _DOC
     onnx.checker.check_model(model)
     write_atomically(path, model.SerializeToString())
 

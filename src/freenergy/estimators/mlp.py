@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -35,9 +34,21 @@ from freenergy.estimators.base import (
     plain,
 )
 from freenergy.estimators.checkpoints import FitCheckpoint
-from freenergy.estimators.columns import ColumnEncoder, Table, categorical_columns, read_table
+from freenergy.estimators.columns import (
+    FROM_DTYPE,
+    ColumnEncoder,
+    Table,
+    categorical_columns,
+    read_table,
+)
 from freenergy.estimators.export import PredictionNet, write_onnx
-from freenergy.estimators.validation import check_finite, unchanged_on_error
+from freenergy.estimators.validation import (
+    check_finite,
+    check_targets,
+    refuse_dates,
+    unchanged_on_error,
+    warn_the_caller,
+)
 from freenergy.models.mlp import initialize_perceptron, linear_layers, multilayer_perceptron
 from freenergy.normalization.layers import set_population_statistics
 from freenergy.random import RandomStream
@@ -216,7 +227,8 @@ class MLPEstimator(TorchEstimator):
         if diverged is not None:
             raise MLPDivergenceError(
                 "Solver produced non-finite parameter weights. The input data may contain large "
-                f"values and need to be preprocessed: {diverged}"
+                f"values and need to be preprocessed: {diverged.event}",
+                self._advice_for_divergence(),
             ) from diverged
         return self
 
@@ -261,10 +273,10 @@ class MLPEstimator(TorchEstimator):
         """Write the net to an ONNX file, which other programs can predict with.
 
         The input ``rows`` of shape (n, n_encoded) are numbers in single precision, in the order of
-        ``encoded_feature_names_``: a table is encoded before. A classifier has the outputs
-        ``probabilities`` and ``label``, the place of the class in ``classes_`` (0 or 1 for each
-        column of a matrix of labels); a regressor ``prediction``, of shape (n, n_outputs). The
-        names of the columns and the classes stand in the metadata, as JSON.
+        ``encoded_feature_names_``, as :meth:`encode_columns` makes them of a table. A classifier
+        has the outputs ``probabilities`` and ``label``, the place of the class in ``classes_`` (0
+        or 1 for each column of a matrix of labels); a regressor ``prediction``, of shape
+        (n, n_outputs). The names of the columns and the classes stand in the metadata, as JSON.
 
         Parameters
         ----------
@@ -285,6 +297,41 @@ class MLPEstimator(TorchEstimator):
             raise ValueError(f"the net knows one class only, {known[0]!r}: nothing to predict")
         net = PredictionNet(self.model_, kind)
         write_onnx(path, net, len(names), feature_names=names, classes=known)
+
+    def encode_columns(self, X: Any) -> Any:
+        """The numbers that the net sees: what an ONNX file of it takes as its ``rows``.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, dataframe} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        {ndarray, sparse matrix} of shape (n_samples, n_encoded)
+            With the columns ``encoded_feature_names_``. Numbers of a table stand as they are, in
+            their own precision; a sparse matrix stays one.
+
+        Raises
+        ------
+        ValueError
+            When the rows are not such as :meth:`fit` had, or are a stream.
+
+        Examples
+        --------
+        >>> import freenergy as fe
+        >>> rows = [["red", 1.0], ["blue", 3.0], ["red", 2.0], ["blue", 5.0]]
+        >>> net = fe.MLPRegressor(categorical_features=[0], solver="lbfgs", max_iter=2000)
+        >>> net = net.fit(np.array(rows, dtype=object), [1.0, 3.0, 2.0, 5.0])
+        >>> net.encoded_feature_names_
+        ['x1', 'x0_blue', 'x0_red']
+        >>> net.encode_columns(np.array([["red", 4.0], ["green", 0.5]], dtype=object))
+        array([[4. , 0. , 1. ],
+               [0.5, 0. , 0. ]])
+        """
+        check_is_fitted(self)
+        if as_stream(X) is not None:
+            raise ValueError("encode_columns takes rows, not a stream, whose columns are numbers")
+        return self._validated(X, reset=False)
 
     @property
     def coefs_(self) -> list[np.ndarray]:
@@ -356,6 +403,11 @@ class MLPEstimator(TorchEstimator):
     ) -> tuple[StreamedRows, torch.dtype]:
         """A stream whose labels are encoded as they are read."""
         self._refuse_with_streams(sample_weight)
+        if stream.n_rows is None:
+            raise ValueError(
+                f"{stream.name} gives rows one after the other, and {type(self).__name__} needs to "
+                "know how many: give a torch Dataset with a length, or files"
+            )
         if y is not None:
             stream = stream.labelled(y)
         self._check_columns(stream, first)
@@ -364,7 +416,8 @@ class MLPEstimator(TorchEstimator):
             targets = stream.sample(_BLOCK).labels
             if hasattr(self, "predict_proba") and targets is not None and targets.ndim == 1:
                 labels, counts = stream.label_counts()
-                targets = np.repeat(labels, np.minimum(counts, _MOST_REPEATED))
+                most = max(2, _MOST_REPEATED // len(labels))
+                targets = np.repeat(labels, np.minimum(counts, most))
             if targets is not None:
                 self._define_targets(targets, classes)
         rows, dtype = self._as_rows(stream.encoded(self._encode), first)
@@ -390,6 +443,8 @@ class MLPEstimator(TorchEstimator):
     def _raw(self, X: Any, y: Any, first: bool) -> tuple[Any, Any]:
         """A matrix of finite numbers, or a table where the columns hold more; and targets."""
         numeric_targets = not hasattr(self, "predict_proba")
+        refuse_dates(X)
+        check_targets(y)
         if first:
             self._categorical = self._found_categorical(X)
             self._columns = None
@@ -435,16 +490,27 @@ class MLPEstimator(TorchEstimator):
         """What the columns mean is fixed: a change would be passed over in silence."""
         imputes = self._columns is not None and self._columns.means is not None
         changed = ["missing"] if imputes != (self.missing == "impute") else []
-        # Types tell nothing here: those of a part of the rows may be others.
-        if not isinstance(self.categorical_features, str) and (
-            self._found_categorical(X) != self._categorical
-        ):
+        if self._asks_for_others(X):
             changed.append("categorical_features")
         if changed:
             raise ValueError(
                 f"{', '.join(changed)} changed since training started; set the old value again, "
                 "or call fit to start anew"
             )
+
+    def _asks_for_others(self, X: Any) -> bool:
+        """Whether categorical_features names other columns than those that are encoded."""
+        asked = self.categorical_features
+        if isinstance(asked, str):
+            return False
+        if asked is None:
+            return bool(self._categorical)
+        named = self._found_categorical(X)
+        if not hasattr(X, "columns"):
+            return named != self._categorical
+        # Types tell nothing here: those of a part of the rows may be others.
+        typed = categorical_columns(X, FROM_DTYPE, None)
+        return not set(named) - set(typed) <= set(self._categorical)
 
     def _needs_encoder(self) -> bool:
         return bool(self._categorical) or self.missing == "impute"
@@ -467,7 +533,19 @@ class MLPEstimator(TorchEstimator):
     def _validated(self, X: Any, reset: bool, y: Any = "no_validation") -> Any:
         if self._columns is None:
             return super()._validated(X, reset, y)
+        stream = as_stream(X)
+        if stream is not None:
+            self._check_columns(stream, reset)
+        refuse_dates(X)
         return self._encoded(self._table(X, reset))
+
+    def _check_columns(self, stream: DataStream, reset: bool) -> None:
+        if not reset and self._columns is not None:
+            raise ValueError(
+                f"{stream.name} is a stream of numbers, but {type(self).__name__} was fitted on a "
+                "table with categories or gaps: read a part of the table at a time and pass that"
+            )
+        super()._check_columns(stream, reset)
 
     @property
     def encoded_feature_names_(self) -> list[str]:
@@ -564,12 +642,26 @@ class MLPEstimator(TorchEstimator):
             self._train(trainer, rows, after_epoch, finish, checkpoint)
         except DivergenceError as error:
             if held_out is None:
+                # What was published is the net of the last good pass.
+                self._measure_population(trainer, rows)
                 raise
-            warnings.warn(f"{error}; the best pass is kept", ConvergenceWarning, stacklevel=3)
+            warn_the_caller(
+                f"{error.event}; the best pass is kept. {self._advice_for_divergence()}",
+                ConvergenceWarning,
+            )
             self._course.n_iter += 1
             trainer.history.append({"loss": math.nan, "score_held_out": math.nan})
             finish(trainer)
             self._publish(trainer)
+
+    def _advice_for_divergence(self) -> str:
+        """What to change, in the names of the parameters of this estimator."""
+        advice = f"Lower learning_rate_init (now {self.learning_rate_init:g})"
+        if self.solver != "adam" and self.momentum > 0:
+            advice += f" or momentum (now {self.momentum:g})"
+        if self.normalization == "max_norm":
+            return f"{advice} or max_norm (now {self.max_norm:g}), or standardise the columns of X"
+        return f"{advice}, standardise the columns of X, or set normalization='max_norm'"
 
     def _after_epoch(
         self, n_rows: int, judge: Callable[[Any], None], *, warn: bool = False
@@ -664,11 +756,10 @@ class MLPEstimator(TorchEstimator):
                 "values and need to be preprocessed."
             )
         if found.status != 0:
-            warnings.warn(
+            warn_the_caller(
                 f"lbfgs failed to converge after {found.nit} iterations ({found.message}): raise "
                 "max_iter or max_fun, or scale the data",
                 ConvergenceWarning,
-                stacklevel=3,
             )
         gradient.measure()
         self._course.n_iter = min(int(found.nit), self.max_iter)
@@ -796,11 +887,9 @@ class MLPEstimator(TorchEstimator):
         if self.batch_size == "auto":
             return min(_LARGEST_BATCH, n_rows)
         if self.batch_size > n_rows:
-            warnings.warn(
+            warn_the_caller(
                 f"Got `batch_size` larger than sample size ({self.batch_size} of {n_rows} rows). "
-                "It is going to be clipped",
-                UserWarning,
-                stacklevel=5,
+                "It is going to be clipped"
             )
         return min(int(self.batch_size), n_rows)
 
@@ -854,9 +943,8 @@ def _outputs_of(model: nn.Module, rows: LabelledRows) -> np.ndarray:
 
 
 def _warn_of_maximum(max_iter: int) -> None:
-    warnings.warn(
+    warn_the_caller(
         f"Stochastic Optimizer: Maximum iterations ({max_iter}) reached and the optimization "
         "hasn't converged yet.",
         ConvergenceWarning,
-        stacklevel=5,
     )

@@ -24,6 +24,7 @@ from torch import Tensor
 from freenergy.estimators.base import as_array
 from freenergy.estimators.classes import StoredClasses
 from freenergy.estimators.mlp import MLPEstimator, is_stochastic
+from freenergy.estimators.scoring import rows_and_targets
 from freenergy.estimators.validation import unchanged_on_error
 from freenergy.training.rows import LabelledRows
 from freenergy.training.trainer import Trainer
@@ -95,8 +96,10 @@ class MLPClassifier(ClassifierMixin, StoredClasses, MLPEstimator):
     categorical_features : "from_dtype", sequence of str, int or bool, or None, default="from_dtype"
         Columns that hold categories, each of which becomes a column of zeros and ones; those come
         behind the numbers. ``"from_dtype"``: the columns of a dataframe that are categorical, or
-        hold strings, or booleans with gaps. A missing category is one of its own; a category that
-        no row of the first call had becomes zeros. Nothing is scaled.
+        hold strings, or booleans with gaps. Names, positions or a mask add columns to these, such
+        as one of numbers that are codes. None encodes none, and refuses strings. A missing
+        category is one of its own; a category that no row of the first call had becomes zeros.
+        Nothing is scaled.
     missing : {"error", "impute"}, default="error"
         What to do with missing numbers: refuse them by the name of their column, or put the mean
         of the first call's rows there, with a column of zeros and ones that says where for each
@@ -314,6 +317,22 @@ class MLPClassifier(ClassifierMixin, StoredClasses, MLPEstimator):
         if self._target_kind == "multilabel":
             return np.asarray(log_expit(outputs))
         return np.hstack([log_expit(-outputs), log_expit(outputs)])
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Share of the rows whose class is predicted, or whose labels are all predicted.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, dataframe, stream} of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            None takes those of a stream with labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        float
+        """
+        return float(super().score(*rows_and_targets(X, y), sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -14,6 +14,7 @@ from sklearn.utils.metaestimators import available_if
 
 from freenergy.estimators.base import as_array
 from freenergy.estimators.mlp import MLPEstimator, is_stochastic
+from freenergy.estimators.scoring import rows_and_targets
 from freenergy.training.options import check_one_of
 from freenergy.training.rows import LabelledRows
 from freenergy.training.trainer import Trainer
@@ -88,8 +89,10 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
     categorical_features : "from_dtype", sequence of str, int or bool, or None, default="from_dtype"
         Columns that hold categories, each of which becomes a column of zeros and ones; those come
         behind the numbers. ``"from_dtype"``: the columns of a dataframe that are categorical, or
-        hold strings, or booleans with gaps. A missing category is one of its own; a category that
-        no row of the first call had becomes zeros. Nothing is scaled.
+        hold strings, or booleans with gaps. Names, positions or a mask add columns to these, such
+        as one of numbers that are codes. None encodes none, and refuses strings. A missing
+        category is one of its own; a category that no row of the first call had becomes zeros.
+        Nothing is scaled.
     missing : {"error", "impute"}, default="error"
         What to do with missing numbers: refuse them by the name of their column, or put the mean
         of the first call's rows there, with a column of zeros and ones that says where for each
@@ -261,6 +264,22 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
         """
         means = self._means(self._outputs(X))
         return means[:, 0] if means.shape[1] == 1 else means
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """The coefficient of determination of the predictions.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, dataframe, stream} of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            None takes those of a stream with labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        float
+        """
+        return float(super().score(*rows_and_targets(X, y), sample_weight))
 
     def _check_parameters(self) -> None:
         check_one_of("loss", self.loss, ("squared_error", "poisson"))

@@ -85,8 +85,8 @@ class RBMClassifier(ProbabilisticClassifier):
         Required by ``weight_constraint``.
     shuffle : bool, default=True
     updates_per_epoch : int or None, default=None
-        End each pass after so many updates, for streams too long for whole passes. None visits
-        all rows.
+        End each pass after at most so many updates, for streams too long for whole passes. None
+        visits all rows.
     device : str, default="cpu"
         ``"cpu"``, ``"cuda"``, any torch device, or ``"auto"``: a GPU where there is one.
     verbose : int, default=0

@@ -27,7 +27,9 @@ _WEIGHT_VARIANCE: dict[str, Callable[[float, float], float]] = {
 }
 
 INITIALIZATIONS = tuple(_WEIGHT_VARIANCE)
-"""Names that :func:`predict_depth` knows."""
+"""Names that :func:`predict_depth` knows; the first three also without ``_normal``."""
+
+_SHORT = {name.removesuffix("_normal"): name for name in INITIALIZATIONS if "_normal" in name}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,9 @@ def predict_depth(
     init : {"lecun_normal", "he_normal", "glorot_normal", "torch_default"} or pair of floats
         Weight variances :math:`1/n_\text{in}`, :math:`2/n_\text{in}`,
         :math:`2/(n_\text{in} + n_\text{out})`, :math:`1/(3 n_\text{in})`; or
-        :math:`(\omega, \tau)`, the same in every layer.
+        :math:`(\omega, \tau)`, the same in every layer. ``"lecun"``, ``"he"`` and ``"glorot"``,
+        the names of :class:`freenergy.MLPClassifier`, are the first three: the variance counts,
+        not the shape (there Glorot's for sigmoids is a third of that).
     depth : int, default=32
         Number of layers.
     mean, variance : float
@@ -152,6 +156,7 @@ def _weight_sums(init: str | tuple[float, float], ratio: float) -> tuple[float, 
     """Sum, squared sum, and variance of the sum, with ``ratio`` outputs to an input."""
     if not isinstance(init, str):
         return float(init[0]), float(init[1]), 0.0
+    init = _SHORT.get(init, init)
     if init not in _WEIGHT_VARIANCE:
         known = ", ".join(repr(name) for name in INITIALIZATIONS)
         raise ValueError(f"unknown init {init!r}: use one of {known}, or the sums (omega, tau)")

@@ -66,8 +66,10 @@ class FixedPoint:
     jacobian: Array = field(compare=False)
 
     def __repr__(self) -> str:
+        # What the iteration stops at is no nearer to zero than its tolerance.
+        mean = self.mean if abs(self.mean) > _TOLERANCE * np.sqrt(self.variance) else 0.0
         return (
-            f"FixedPoint(status={self.status!r}, mean={self.mean:.6g}, "
+            f"FixedPoint(status={self.status!r}, mean={mean:.6g}, "
             f"variance={self.variance:.6g}, contraction_rate={self.contraction_rate:.4f}, "
             f"spectral_radius={self.spectral_radius:.4f}, stable={self.stable}, "
             f"backward_gain={self.backward_gain:.4f}, n_iter={self.n_iter})"

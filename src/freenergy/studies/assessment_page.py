@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,18 @@ __all__ = [
     "state_words",
     "verdict_words",
 ]
+
+# Advice speaks of the library's parameters; more chains and steps of a certificate are only there.
+_OPTIONS = (
+    (r"Certify again with", "Certify again (freenergy.inference.certify) with"),
+    (r"method='(\w+)' or '(\w+)'", r"--method \1 or \2"),
+    (r"method='(\w+)'", r"--method \1"),
+    (r"n_steps of", "--steps"),
+    (r"\(n_steps\)", "(--steps)"),
+    (r"\blearning_rate_decay", "--learning-rate-decay"),
+    (r"\blearning_rate\b", "--learning-rate"),
+    (r"\bweight_constraint", "--weight-constraint"),
+)
 
 
 def assessment_sections(assessment: Assessment, name: str = "") -> list[Section]:
@@ -59,8 +72,8 @@ def verdict_words(assessment: Assessment) -> str:
         + _kind(best)
         + "). "
     )
-    words += f"On training rows it is {best.log_likelihood_train - best.log_likelihood:+.2f} nats "
-    words += "from that. "
+    gap = best.log_likelihood_train - best.log_likelihood
+    words += f"On training rows it is {abs(gap):.2f} nats {'higher' if gap >= 0 else 'lower'}. "
     doubtful = [e.label for e in assessment.estimates if not e.trusted and e is not best]
     if doubtful:
         words += f"Not to be trusted: {', '.join(doubtful)}. "
@@ -248,8 +261,17 @@ def state_words(certificate: dict[str, Any]) -> str:
 
 
 def advice_words(certificate: dict[str, Any]) -> str:
-    """What follows from a certificate."""
-    return f"What to do: {certificate['advice']}"
+    """What follows from a certificate, in the names of the command line's options.
+
+    Examples
+    --------
+    >>> advice_words({"advice": "Train with method='pcd' or 'ptt', or with n_steps of 5."})
+    'What to do: Train with --method pcd or ptt, or with --steps 5.'
+    """
+    words = str(certificate["advice"])
+    for pattern, option in _OPTIONS:
+        words = re.sub(pattern, option, words)
+    return f"What to do: {words}"
 
 
 def reason_words(certificate: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,10 @@ from freenergy.models import Unit
 from freenergy.studies.results import split_held_out
 from freenergy.training import Rows, StreamedRows, as_rows
 
-__all__ = ["RunData", "is_streamed", "open_data", "to_unit"]
+__all__ = ["RunData", "is_in_store", "is_streamed", "open_data", "to_unit"]
 
 _MOST_HELD_OUT = 10_000
+_LOOKED_AT = 1000
 _MOST_BYTES = 2**28
 _STORES = (".h5", ".hdf5", ".zarr")
 
@@ -33,6 +34,8 @@ class RunData:
     train : ndarray of shape (n, n_features), or DataStream
     held_out : ndarray of shape (m, n_features)
     image_shape : tuple of int or None
+    is_binarized : bool
+        Whether a threshold made 0 or 1 of other values; of a stream as a sample tells.
     """
 
     name: str
@@ -40,6 +43,7 @@ class RunData:
     train: np.ndarray | DataStream
     held_out: np.ndarray
     image_shape: tuple[int, ...] | None
+    is_binarized: bool = False
 
     @property
     def width(self) -> int:
@@ -66,11 +70,16 @@ def is_streamed(name: str) -> bool:
     path = Path(name).expanduser()
     if known in data.NAMES:
         return False
-    if path.is_dir() or any(f"{ending}:" in f"{name.lower()}:" for ending in _STORES):
+    if path.is_dir() or is_in_store(name):
         return True
     if path.suffix.lower() not in (".npy", ".parquet") or not path.is_file():
         return False
     return path.stat().st_size > data.LARGE_BYTES
+
+
+def is_in_store(name: str) -> bool:
+    """Whether a name is that of a store, or of an array in one."""
+    return any(f"{ending}:" in f"{name.lower()}:" for ending in _STORES)
 
 
 def open_data(name: str, binarize: float | None, labels: str | None = None) -> RunData:
@@ -99,7 +108,14 @@ def open_data(name: str, binarize: float | None, labels: str | None = None) -> R
             raise DataError(f"labels have no effect on {name}, which is loaded as a whole")
         dataset = data.load(name, binarize=binarize)
         train, held_out = split_held_out(dataset)
-        return RunData(dataset.name, dataset.fingerprint, train, held_out, dataset.image_shape)
+        return RunData(
+            dataset.name,
+            dataset.fingerprint,
+            train,
+            held_out,
+            dataset.image_shape,
+            dataset.is_binarized,
+        )
     found = data.stream(name, binarize=binarize, labels=labels).within(0.0, 1.0)
     n = found.n_rows or 0
     if n < 10:
@@ -108,7 +124,11 @@ def open_data(name: str, binarize: float | None, labels: str | None = None) -> R
     kept, rest = found.split(min(max(2, n // 5), _MOST_HELD_OUT, most))
     held_out = rest.sample(_MOST_HELD_OUT).rows.astype(np.float32)
     stem = Path(name.partition(":")[0]).stem
-    return RunData(stem, found.fingerprint, kept, held_out, found.image_shape)
+    is_binarized = False
+    if binarize is not None:
+        stored = replace(kept, threshold=None, bounds=None).sample(_LOOKED_AT).rows
+        is_binarized = bool(((stored != 0) & (stored != 1)).any())
+    return RunData(stem, found.fingerprint, kept, held_out, found.image_shape, is_binarized)
 
 
 def to_unit(rows: np.ndarray, unit: Unit) -> torch.Tensor:

@@ -126,7 +126,37 @@ def test_activations_that_explode_with_depth_are_named_at_the_first_layer(net, t
 def test_weights_that_explode_in_training_are_named(net, train):
     run = train(net(nn.SELU), 40, rate=1.0)
     assert run.findings[0].kind == "exploding weights"
-    assert "times that of the start" in run.findings[0].evidence
+    evidence = run.findings[0].evidence
+    assert "times that of the start" in evidence
+    # What has grown is not how it was at the start.
+    assert evidence.startswith("Within the first 5 steps the weights")
+
+
+@pytest.mark.parametrize("fault", ["no zero_grad", "summed loss"])
+def test_weights_that_run_away_late_in_a_short_run_are_named(net, rows, fault):
+    module = net(nn.ReLU, 3)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    with watch(module, budget=1e-9) as run:
+        for step in range(174):
+            if fault != "no zero_grad":
+                optimizer.zero_grad()
+            batch = torch.arange(64 * step, 64 * step + 64) % 256
+            kind = "sum" if fault == "summed loss" else "mean"
+            cross_entropy(module(rows[0][batch]), rows[1][batch], reduction=kind).backward()
+            optimizer.step()
+    # What a summed loss does within a few steps, gradients that add up do later.
+    found = {"no zero_grad": "exploding weights", "summed loss": "not finite"}
+    assert run.findings[0].kind == found[fault]
+
+
+def test_weights_that_came_broken_are_not_blamed_on_the_learning_rate(net, train):
+    module = net(nn.Tanh)
+    with torch.no_grad():
+        module[4].weight[0, 0] = float("nan")
+    first = train(module, 3).findings[0]
+    assert (first.kind, first.layer) == ("not finite", "4")
+    assert "learning rate" not in first.suggestion
+    assert "check how the weights are drawn, or the file" in first.suggestion
 
 
 def test_a_learning_rate_far_too_high_shows_in_the_size_of_updates(net, train):

@@ -427,7 +427,24 @@ def test_the_first_passes_are_read_and_then_the_budget_is_kept():
         now += 0.01
     assert read[:DENSE] == list(range(DENSE))
     assert schedule.share == pytest.approx(0.025, rel=0.05)
-    assert np.diff(read[DENSE + 1 :]).max() < 45
+    assert np.diff(read[20:]).max() < 45
+
+
+@pytest.mark.parametrize("n_steps", [40, 94, 174, 1000, 100_000])
+def test_a_run_of_any_length_is_read_up_to_its_end(n_steps):
+    """Without any budget: after the first five by factors of the square root of two."""
+    schedule, read = Schedule(1e-12), []
+    for step in range(1, n_steps + 1):
+        schedule.step(0.01 * step)
+        if schedule.due():
+            read.append(step)
+            schedule.begin_reading()
+            schedule.own_seconds += 0.01
+            schedule.end_reading()
+    assert read[:8] == [1, 2, 3, 4, 5, 8, 12, 17]
+    assert n_steps < np.sqrt(2) * read[-1] + 1
+    assert DENSE <= len(read) <= 2 * np.log2(n_steps)
+    assert read[-5] > n_steps / 7
 
 
 def test_a_pause_buys_no_readings():

@@ -52,13 +52,25 @@ def test_a_healthy_net_gets_a_yes(net, train):
 
 
 def test_a_net_that_was_only_read_at_the_start_gets_no_yes(net, train):
-    run = train(net(nn.ReLU, 2), 30, budget=1e-9)
+    module = net(nn.ReLU, 2)
+    run = train(module, 6, budget=1e-9)
+    with run:
+        for _ in range(24):  # passes in training mode whose gradient nobody asks for
+            module(torch.ones(2, 20))
     verdict = page_of(run).verdict
-    assert [record.step for record in run.history.records] == [1, 2, 3, 4, 5, 31]
     assert verdict.status == "undecided"
     assert verdict.text.startswith("Nothing was found wrong in 3 layers up to step 5 of 30.")
     assert run.to_dict()["verdict"] == verdict.text
-    assert "raise the budget" in str(run)
+    assert "no gradient came back" in str(run)
+
+
+def test_a_short_run_is_judged_up_to_its_end(net, train):
+    run = train(net(nn.ReLU, 2), 94, budget=1e-9)
+    steps = [record.step for record in run.history.records]
+    assert steps == [1, 2, 3, 4, 5, 8, 12, 17, 25, 36, 51, 73, 95]
+    assert page_of(run).verdict.text == "Yes. Nothing was found wrong in 3 layers."
+    assert run.diffusion.n_points >= 8
+    assert run.diffusion.span > 20
 
 
 def test_without_a_pass_there_is_a_page_that_says_so(tmp_path):
@@ -92,8 +104,11 @@ def test_measured_stands_beside_predicted_at_start_and_end(deep):
 
 
 def test_a_deep_net_shows_few_layers_step_by_step(deep):
-    charts = [c for c in blocks(page_of(deep), LineChart) if c.title.startswith("Layer ")]
+    page = page_of(deep)
+    charts = [c for c in blocks(page, LineChart) if c.title.startswith("Layer ")]
     assert len(charts) == 6
+    intro = next(s.intro for s in page.sections if s.title.startswith("Pre-activations, step"))
+    assert "6 of 33 layers (32 hidden ones and the outputs)" in intro
     assert charts[0].title == "Layer 1 · 0"
     assert charts[-1].title == "Layer 33 · 64"
     band = charts[0].curves[0]

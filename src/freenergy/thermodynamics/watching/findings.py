@@ -165,6 +165,8 @@ def diagnose(history: History) -> tuple[Finding, ...]:
                 found.append(finding)
         found += _explosion(history, window, whole) if not blocked else []
     found += _updates(history, whole, found)
+    if whole and not found:
+        found += _exploding_weights(history, _Window("at the end", (history.records[-1],)))
     return _ranked(_collapsed(_once(found)))
 
 
@@ -250,7 +252,8 @@ def _not_finite(history: History) -> list[Finding]:
         else:
             words += f"; at step {before.step}, the reading before, everything was."
             words += _growth_words(history, i, before)
-        return [Finding(layer.name, "not finite", "fault", words, _advice_for_infinite(what))]
+        advice = _advice_for_infinite(what, drawn_so=before is None)
+        return [Finding(layer.name, "not finite", "fault", words, advice)]
     return []
 
 
@@ -262,7 +265,12 @@ def _growth_words(history: History, i: int, before: Record) -> str:
     return f" The variance of its pre-activations had grown from {_n(first)} to {_n(last)}."
 
 
-def _advice_for_infinite(what: str) -> str:
+def _advice_for_infinite(what: str, *, drawn_so: bool) -> str:
+    if what == "weights" and drawn_so:
+        return (
+            "No update has been made yet: check how the weights are drawn, or the file that they "
+            "were loaded from."
+        )
     if what == "inputs":
         return "Look for missing or infinite values in the data, or in what comes before the layer."
     return (
@@ -338,8 +346,11 @@ def _exploding_weights(history: History, window: _Window) -> list[Finding]:
             continue
         start = history.series(i, "weight_square_sum")[0]
         grown = f", {_n(tau / start)} times that of the start" if tau > 4 * start > 0 else ""
+        when = window.when
+        if grown and when == "at the start":
+            when = f"within the first {window.records[-1].step} steps"
         words = (
-            f"{window.when.capitalize()} the weights of its units have a squared norm of "
+            f"{when.capitalize()} the weights of its units have a squared norm of "
             f"τ = {_n(tau)} on average{grown} (temperature 1/√τ = {_n(tau**-0.5)}); signals keep "
             f"their size at {_n(_sustaining(history, i))}."
         )

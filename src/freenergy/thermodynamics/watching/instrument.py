@@ -307,8 +307,9 @@ def watch(
 
     Linear and convolutional layers in any nesting are read at some of the training passes: their
     pre-activations, the gradient of the loss with respect to them, their weights and how these
-    move. The first passes are read one by one, later ones as the budget allows. Training goes the
-    same way to the last bit as without.
+    move. The first passes are read one by one, later ones as the budget allows, and at least one
+    whenever the number of steps has grown by the square root of two. Training goes the same way to
+    the last bit as without.
 
     Parameters
     ----------
@@ -316,8 +317,8 @@ def watch(
         Any module, called as a whole in training. None waits for an estimator whose ``callback``
         the watch is.
     budget : float, default=0.05
-        Largest share of the training's time that the watch may take by its own clock, after the
-        five first passes.
+        Largest share of the training's time that the watch may take by its own clock. A run of
+        some hundred steps may exceed it, as its readings are not left out for their cost.
     n_rows, n_units : int, default=64 and 128
         Rows of a pass, and units of a layer, that are read at most. The units stay the same.
     seed : int, default=0

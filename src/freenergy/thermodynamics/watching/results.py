@@ -69,8 +69,8 @@ def headline(history: History, findings: Sequence[Finding], cost: Cost) -> str:
         if is_of_the_start(history, cost):
             last = max(record.step for record in history.records if record.whole)
             words += (
-                f" up to step {last} of {cost.n_steps}. The rest was not read: raise the budget "
-                "for a short run"
+                f" up to step {last} of {cost.n_steps}. The rest could not be read: no gradient "
+                "came back from those passes"
             )
         return words + "."
     first, more = findings[0], len(findings) - 1
@@ -91,7 +91,7 @@ def cost_words(cost: Cost) -> str:
         f"(budget {100 * cost.budget:g} %"
     )
     if cost.share > cost.budget:
-        return words + "; the first passes are read whatever they cost, and the run was short)."
+        return words + "; the run was short, and some passes are read whatever they cost)."
     return words + ")."
 
 

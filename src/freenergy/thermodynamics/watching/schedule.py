@@ -1,4 +1,4 @@
-"""When to look: densely at first, then as often as a share of the time allows."""
+"""When to look: densely at first, then as a share of the time allows, and never too seldom."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ __all__ = ["Schedule"]
 
 DENSE = 5
 """Passes at the start that are read whatever they cost: an initialisation is seen only there."""
+
+GROWTH = 2**0.5
+"""Factor in the number of steps after which a pass is read whatever it costs: the readings of a
+short run then reach its end, and *n* steps have at most some 2 log2 *n* of them. The last five
+span a factor of four."""
 
 MARGIN = 0.5
 """Share of the budget that is spent by the clock. The rest is for what the clock does not see:
@@ -35,9 +40,11 @@ class Schedule:
 
     def __init__(self, budget: float) -> None:
         self.budget = budget
+        self.n_steps = 0
         self.n_read = 0
         self.own_seconds = 0.0
         self.training_seconds = 0.0
+        self._step_read = 0
         self._began: float | None = None
         self._own_before = 0.0
         self._typical: float | None = None
@@ -45,7 +52,8 @@ class Schedule:
         self._cost = 0.0
 
     def step(self, now: float) -> None:
-        """Count the time since the step before, less what reading took of it."""
+        """Count a step, and the time since the one before, less what reading took of it."""
+        self.n_steps += 1
         if self._began is not None:
             taken = max(now - self._began - (self.own_seconds - self._own_before), 0.0)
             if self._typical is not None:
@@ -60,8 +68,8 @@ class Schedule:
         self._began = None
 
     def due(self) -> bool:
-        """Whether the budget allows a reading now."""
-        if self.n_read < DENSE:
+        """Whether a reading is due now, or the budget allows one."""
+        if self.n_read < DENSE or self.n_steps >= GROWTH * self._step_read:
             return True
         allowed = MARGIN * self.budget * self.training_seconds
         return self.own_seconds + self._cost <= allowed
@@ -69,6 +77,7 @@ class Schedule:
     def begin_reading(self) -> None:
         """Count the cost of a reading from here."""
         self.n_read += 1
+        self._step_read = self.n_steps
         self._own_at_read = self.own_seconds
 
     def end_reading(self) -> None:
