@@ -102,7 +102,8 @@ def allocate(n_bytes: int) -> float:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_memory_is_the_peak_of_its_own_process():
-    for n_bytes in (80e6, 20e6):
+    # From 32 MB on, the C library always asks the system for memory of its own.
+    for n_bytes in (80e6, 40e6):
         gained = scaling.in_own_process(allocate, int(n_bytes))
         assert gained == pytest.approx(n_bytes, rel=0.05)
 

@@ -359,6 +359,6 @@ class TestGoingOn:
         assert tabular.sets_by_size(stored[1]) == ["small", "large"]
 
     def test_without_data_it_says_what_to_set(self, monkeypatch):
-        monkeypatch.delenv("FREENERGY_DATA")
+        monkeypatch.delenv("FREENERGY_DATA", raising=False)
         with pytest.raises(SystemExit, match=r"FREENERGY_DATA.*uci\.npz"):
             tabular.data_file()

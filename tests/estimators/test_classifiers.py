@@ -454,7 +454,7 @@ def bad_inputs() -> dict[str, tuple[object, object, str]]:
         "text": (np.full(X.shape, "a"), y, "convert string"),
         "short y": (X, y[:-1], "inconsistent numbers of samples"),
         "no y": (X, None, "requires y to be passed"),
-        "y NaN": (X, gap, "Input y contains NaN"),
+        "y NaN": (X, gap, "y has missing values, 1 in all"),
         "two columns of y": (X, np.stack([y, y], 1), "y should be a 1d array"),
     }
 

@@ -361,9 +361,9 @@ def test_climbing_a_ladder_leaves_the_training_as_it_was(ptt, contents, same):
     ptt.log_partition(method="ptt", n_chains=16)
     after = contents(ptt)
     # Readings may be NaN, before anything was exchanged or climbed; they are of the past.
-    for found in (before, after):
-        history = found.pop("history_"), found["values"].pop("history")
-        assert_allclose(history[0]["log_partition"], ptt.history_["log_partition"])
+    one, other = (found["values"].pop("history") for found in (before, after))
+    for record, expected in zip(one, other, strict=True):
+        assert_allclose(record["log_partition"], expected["log_partition"])
     same(after, before)
 
 

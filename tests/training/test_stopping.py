@@ -321,7 +321,7 @@ def test_epochs_that_were_not_read_leave_the_patience(data, start):
 
 def test_a_number_that_nobody_gives_is_named(data, start):
     trainer = start(data(), n_epochs=1)
-    with pytest.raises(ValueError, match=r"needs 'score' in the records .*'epoch', 'learning_rat"):
+    with pytest.raises(ValueError, match=r"needs 'score' in the records .*'epoch', 'updates', "):
         trainer.fit(as_rows(data(), like=data()), on_epoch=EarlyStopping("score"))
 
 

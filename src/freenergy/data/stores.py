@@ -149,7 +149,7 @@ def zarr_array(path: Path, inside: str | None, *, beside: str | None = None) -> 
             return ArraySource(node, str(path))
         arrays = {f"/{name}": node[name] for name, _ in node.members(max_depth=None)}
         arrays = {name: item for name, item in arrays.items() if isinstance(item, zarr.Array)}
-        name = _chosen(path, inside, list(arrays), beside)
+        name = _chosen(path, inside, sorted(arrays), beside)
         return ArraySource(arrays[name], f"{path}:{name}")
 
 
