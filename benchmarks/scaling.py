@@ -121,8 +121,24 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a call in a process forked from this one."""
     if not hasattr(os, "fork"):
         raise SystemExit("this benchmark forks its measurements, which this system cannot")
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+
+    def work() -> None:
+        theirs.send(function(*arguments))
+        # What would clean up belongs to the process that was copied.
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        raise SystemExit(
+            "a measurement ended without a result; what it said stands above"
+        ) from None
+    finally:
+        process.join()
 
 
 def resident_bytes(field: str) -> float:
