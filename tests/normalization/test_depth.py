@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from numpy.testing import assert_allclose
 
 from freenergy.models.mlp import initialize_perceptron, multilayer_perceptron
 from freenergy.normalization import get_activation, predict_depth
+from freenergy.normalization.fluctuations import gradient_spread, layer_noise, signal_spread
 from freenergy.random import RandomStream
 
 WIDTH, DEPTH, SEEDS = 1024, 32, range(3)
@@ -124,6 +126,28 @@ def test_nets_of_finite_width_stray_as_far_as_predicted(name, init, tau):
     signal, gradient = drawn_logarithms(name, tau, width, depth, 500)
     assert_allclose(signal.std(0)[1:], profile.signal_spread[1:], rtol=0.12)
     assert_allclose(gradient.std(0)[:-1], profile.gradient_spread[:-1], rtol=0.12)
+
+
+@pytest.mark.parametrize("name", ["tanh", "selu", "sigmoid"])
+@pytest.mark.parametrize("noisy", [1, 3])
+def test_a_deviation_of_the_signal_goes_on_to_the_gradient_as_the_moment_map_says(name, noisy):
+    """Noise in one layer alone, against the derivative of all that lies above it."""
+    depth, variance, step = 6, 0.7, 1e-4
+    profile = predict_depth(name, "lecun_normal", depth, variance=variance)
+    second = profile.variance + profile.mean**2
+    layers = [layer_noise(get_activation(name), 0.0, q) for q in second[:-1]]
+    quiet = [replace(layer, forward=0.0, backward=0.0, both=0.0) for layer in layers]
+    quiet[noisy - 1] = replace(quiet[noisy - 1], forward=layers[noisy - 1].forward)
+
+    def above(sign):
+        moved = second[noisy] * np.exp(sign * step)
+        rest = predict_depth(name, "lecun_normal", depth - noisy, variance=moved)
+        return np.log(rest.gradient_variance[0]), np.log(rest.variance[-1] + rest.mean[-1] ** 2)
+
+    slopes = (np.array(above(1)) - np.array(above(-1))) / (2 * step)
+    deviation = np.sqrt(layers[noisy - 1].forward / 50)
+    assert gradient_spread(quiet, 50)[0] == pytest.approx(abs(slopes[0]) * deviation, rel=1e-5)
+    assert signal_spread(quiet, 50)[-1] == pytest.approx(abs(slopes[1]) * deviation, rel=1e-5)
 
 
 def test_rectified_nets_stray_as_a_random_walk():
