@@ -2,10 +2,11 @@
 
     python benchmarks/distributed.py --processes 2
 
-An RBM of 784 × 500 units is trained by PCD-1 with 500 rows and 500 chains for each process. A round
-trains first in one process, while the others wait, and then in all of them together, where each
-update ends with the sum of the gradients. The efficiency is the rate of updates together over the
-rate alone, the median over rounds of the ratio within a round.
+An RBM of 784 × 500 units is trained by PCD-1 with as many chains as rows in each process. A round
+trains first in one process, while the others wait; then in all of them side by side, each a model
+of its own; and then in all of them together, where each update ends with the sum of the gradients.
+The efficiency is the rate of updates together over the rate alone, the median over rounds of the
+ratio within a round; side by side it is what the machine's memory and cores allow.
 
 On a machine that has other work to do, the processes wait for cores and for each other, and the
 ratio says nothing. The ratio of processor times for an update is then the better guide: what
@@ -33,7 +34,7 @@ from freenergy.random import RandomStream
 from freenergy.training import Trainer, TrainingOptions, as_rows, initialize
 from freenergy.training.distributed import alone, launch
 
-N_VISIBLE, N_HIDDEN, N_ROWS = 784, 500, 500
+N_VISIBLE, N_HIDDEN = 784, 500
 
 
 class Rate(NamedTuple):
@@ -43,13 +44,21 @@ class Rate(NamedTuple):
     processor: float
 
 
-def make_trainer(n_processes: int) -> Trainer:
-    """A trainer at its start, for 500 rows and chains of each process."""
+class Round(NamedTuple):
+    """An update of one process alone, of all side by side, and of all together."""
+
+    alone: Rate
+    beside: Rate
+    together: Rate
+
+
+def make_trainer(n_processes: int, n_rows: int) -> Trainer:
+    """A trainer at its start, for so many rows and chains of each process."""
     generator = torch.Generator().manual_seed(0)
-    data = (torch.rand((4 * N_ROWS, N_VISIBLE), generator=generator) < 0.3).float()
+    data = (torch.rand((2000, N_VISIBLE), generator=generator) < 0.3).float()
     model, random = RBM(N_VISIBLE, N_HIDDEN), RandomStream(0)
     initialize(model, as_rows(data, data), random)
-    options = TrainingOptions(n_epochs=0, batch_size=N_ROWS * n_processes)
+    options = TrainingOptions(n_epochs=0, batch_size=n_rows * n_processes)
     return Trainer(model, options, random, order=RandomStream(1))
 
 
@@ -70,10 +79,10 @@ def epoch(trainer: Trainer, n_updates: int) -> Rate:
     return Rate((last.clock - first.clock) / n, (last.processor - first.processor) / n)
 
 
-def member(n_updates: int, n_rounds: int) -> list[tuple[Rate, Rate]]:
-    """What each process measures: of each round an update alone, and one together."""
+def member(n_rows: int, n_updates: int, n_rounds: int) -> list[Round]:
+    """What each process measures."""
     torch.set_num_threads(1)
-    one, all_of_us = make_trainer(1), make_trainer(dist.get_world_size())
+    one, all_of_us = make_trainer(1, n_rows), make_trainer(dist.get_world_size(), n_rows)
     rounds = []
     for _ in range(n_rounds):
         own = Rate(float("nan"), float("nan"))
@@ -81,7 +90,10 @@ def member(n_updates: int, n_rounds: int) -> list[tuple[Rate, Rate]]:
             with alone():
                 own = epoch(one, n_updates)
         dist.barrier()
-        rounds.append((own, epoch(all_of_us, n_updates)))
+        with alone():
+            beside = epoch(one, n_updates)
+        dist.barrier()
+        rounds.append(Round(own, beside, epoch(all_of_us, n_updates)))
         dist.barrier()
     return rounds
 
@@ -89,30 +101,33 @@ def member(n_updates: int, n_rounds: int) -> list[tuple[Rate, Rate]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rows", type=int, nargs="+", default=[500, 1000, 2000], help="a process")
     parser.add_argument("--updates", type=int, default=30, help="of an epoch")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="file for the numbers, .json")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    first = launch(member, arguments.processes, arguments.updates, arguments.rounds)[0]
-    rounds = first[1:]  # The first one warms up.
-    alone_, together = ([r[i] for r in rounds] for i in (0, 1))
-    result = {
-        "processes": arguments.processes,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "updates_per_second_alone": 1 / statistics.median(r.clock for r in alone_),
-        "updates_per_second_together": 1 / statistics.median(r.clock for r in together),
-        "efficiency": statistics.median(a.clock / t.clock for a, t in rounds),
-        "efficiency_processor": statistics.median(a.processor / t.processor for a, t in rounds),
-        "bytes_per_update": 4 * (N_VISIBLE * N_HIDDEN + 2 * (N_VISIBLE + N_HIDDEN)),
-    }
-    table = Table("quantity", "value", title="Weak scaling, 500 rows and chains for each process")
-    for name, value in result.items():
-        table.add_row(name.replace("_", " "), f"{value:.4g}")
+    columns = ("rows", "alone, ms", "side by side, ms", "together, ms")
+    efficiencies = ("side by side", "efficiency", "by processor time")
+    title = f"Weak scaling, {arguments.processes} processes on {os.cpu_count()} cores"
+    table, results = Table(*columns, *efficiencies, title=title), []
+    for n_rows in arguments.rows:
+        load = os.getloadavg()[0]
+        found = launch(member, arguments.processes, n_rows, arguments.updates, arguments.rounds)
+        rounds = found[0][1:]  # The first one warms up.
+        clock = [1e3 * statistics.median(r[i].clock for r in rounds) for i in range(3)]
+        ratios = [
+            statistics.median(r.alone.clock / r.beside.clock for r in rounds),
+            statistics.median(r.alone.clock / r.together.clock for r in rounds),
+            statistics.median(r.alone.processor / r.together.processor for r in rounds),
+        ]
+        table.add_row(str(n_rows), *(f"{t:.1f}" for t in clock), *(f"{r:.3f}" for r in ratios))
+        names = ("alone_ms", "beside_ms", "together_ms", "beside", "efficiency", "processor")
+        results.append({"rows": n_rows, "load": load} | dict(zip(names, clock + ratios, strict=True)))
     Console().print(table)
+    print(f"{4 * (N_VISIBLE * N_HIDDEN + 2 * (N_VISIBLE + N_HIDDEN)):,} bytes are summed an update")
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
