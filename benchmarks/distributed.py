@@ -29,10 +29,10 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from freenergy.distributed import alone, launch
 from freenergy.models import RBM
 from freenergy.random import RandomStream
 from freenergy.training import Trainer, TrainingOptions, as_rows, initialize
-from freenergy.training.distributed import alone, launch
 
 N_VISIBLE, N_HIDDEN = 784, 500
 
@@ -123,7 +123,9 @@ def main() -> None:
         ]
         table.add_row(str(n_rows), *(f"{t:.1f}" for t in clock), *(f"{r:.3f}" for r in ratios))
         names = ("alone_ms", "beside_ms", "together_ms", "beside", "efficiency", "processor")
-        results.append({"rows": n_rows, "load": load} | dict(zip(names, clock + ratios, strict=True)))
+        results.append(
+            {"rows": n_rows, "load": load} | dict(zip(names, clock + ratios, strict=True))
+        )
     Console().print(table)
     print(f"{4 * (N_VISIBLE * N_HIDDEN + 2 * (N_VISIBLE + N_HIDDEN)):,} bytes are summed an update")
     if arguments.out is not None:

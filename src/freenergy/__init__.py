@@ -2,9 +2,9 @@
 
 ``import freenergy as fe``: the estimators stand here; the floors below them are
 :mod:`~freenergy.models`, :mod:`~freenergy.inference`, :mod:`~freenergy.thermodynamics`,
-:mod:`~freenergy.training` (with ``distributed``), :mod:`~freenergy.normalization`,
-:mod:`~freenergy.data` and :mod:`~freenergy.report`. Each is imported when it is first used, so that
-the theory of :mod:`~freenergy.normalization` loads without torch.
+:mod:`~freenergy.training`, :mod:`~freenergy.normalization`, :mod:`~freenergy.data`,
+:mod:`~freenergy.distributed` and :mod:`~freenergy.report`. Each is imported when it is first used,
+so that the theory of :mod:`~freenergy.normalization` loads without torch.
 """
 
 from importlib import import_module
@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 from freenergy._version import __version__
 
 if TYPE_CHECKING:
-    from freenergy import data, inference, models, normalization, thermodynamics, training
+    from freenergy import (
+        data,
+        distributed,
+        inference,
+        models,
+        normalization,
+        thermodynamics,
+        training,
+    )
     from freenergy.estimators import (
         BernoulliRBM,
         MLPClassifier,
@@ -23,7 +31,6 @@ if TYPE_CHECKING:
         VariationalAutoencoder,
     )
     from freenergy.thermodynamics import watch
-    from freenergy.training import distributed
 
 __all__ = [
     "BernoulliRBM",
@@ -43,9 +50,16 @@ __all__ = [
     "watch",
 ]
 
-_ROOMS = ("data", "inference", "models", "normalization", "thermodynamics", "training")
+_ROOMS = (
+    "data",
+    "distributed",
+    "inference",
+    "models",
+    "normalization",
+    "thermodynamics",
+    "training",
+)
 _HOME = dict.fromkeys(__all__, "freenergy.estimators") | {
-    "distributed": "freenergy.training",
     "watch": "freenergy.thermodynamics",
 }
 

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from freenergy import data
+from freenergy import data, distributed
 from freenergy._version import __version__
 from freenergy.estimators.validation import check_finite, check_range
 from freenergy.files import write_atomically
@@ -49,7 +49,6 @@ from freenergy.training import (
     RunError,
     Trainer,
     TrainingOptions,
-    distributed,
     load_checkpoint,
     load_model,
 )

@@ -28,8 +28,10 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch.distributed import HashStore
 
+from freenergy import distributed
 from freenergy.cli import app
 from freenergy.data import stream
+from freenergy.distributed import ALONE, Group, launch
 from freenergy.models import RBM, DiscriminativeRBM
 from freenergy.models.vae import VAE
 from freenergy.random import RandomStream
@@ -46,14 +48,13 @@ from freenergy.training import (
     VariationalGradient,
     VariationalOptions,
     as_rows,
-    distributed,
     initialize,
     initialize_variational,
     load_checkpoint,
     trainer,
 )
 from freenergy.training.backprop import Backpropagation, mean_cross_entropy
-from freenergy.training.distributed import ALONE, Group, Members, derived_seed, launch, pooled
+from freenergy.training.members import Members, derived_seed, pooled
 from freenergy.training.options import LoopOptions
 from freenergy.training.perceptron import PerceptronGradient
 from freenergy.training.rows import rows_in

@@ -22,9 +22,9 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
+from freenergy.distributed import group_now
 from freenergy.files import write_atomically
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from freenergy.training.distributed import group_now
 from freenergy.training.rows import LabelledRows, Rows, SparseRows, StreamedRows
 from freenergy.training.run import versions
 from freenergy.training.stopping import StopTraining

@@ -1,6 +1,5 @@
 """One training loop for every gradient estimator, with checkpoints that resume to the bit."""
 
-from freenergy.training import distributed
 from freenergy.training.backprop import Backpropagation, mean_cross_entropy
 from freenergy.training.boltzmann import (
     BoltzmannOptions,
@@ -56,7 +55,6 @@ __all__ = [
     "VariationalMonitor",
     "VariationalOptions",
     "as_rows",
-    "distributed",
     "gradient_estimator",
     "initialize",
     "initialize_boltzmann",

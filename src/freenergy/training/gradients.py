@@ -34,11 +34,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from freenergy.distributed import ALONE, Group
 from freenergy.inference.gibbs import random_hidden
 from freenergy.inference.mean_field import PlefkaExpansion
 from freenergy.models import RBM
 from freenergy.random import RandomStream
-from freenergy.training.distributed import ALONE, Group
 from freenergy.training.options import TrainingOptions
 from freenergy.training.rows import Part, as_part
 

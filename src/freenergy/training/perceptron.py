@@ -17,11 +17,12 @@ from torch.nn.functional import (
 )
 from torch.nn.utils import get_total_norm, parameters_to_vector
 
+from freenergy.distributed import ALONE, Group
 from freenergy.models.mlp import linear_layers
 from freenergy.normalization.constraints import apply_constraint
 from freenergy.random import RandomStream
 from freenergy.training.backprop import Backpropagation
-from freenergy.training.distributed import ALONE, Group, gradients_of
+from freenergy.training.members import gradients_of
 from freenergy.training.options import LoopOptions, check_not_negative, check_positive, check_share
 from freenergy.training.rows import LabelledBatch, LabelledRows, as_part
 from freenergy.training.trainer import Trainer

@@ -27,12 +27,12 @@ from torch import Tensor
 from torch.nn.utils import skip_init
 
 from freenergy._version import __version__
+from freenergy.distributed import group_now
 from freenergy.files import write_atomically
 from freenergy.inference import Ladder
 from freenergy.models import RBM, get_unit
 from freenergy.random import RandomStream
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from freenergy.training.distributed import group_now
 from freenergy.training.options import TrainingOptions, check_whole
 from freenergy.training.rows import Rows
 from freenergy.training.trainer import Monitor, Trainer, initialize

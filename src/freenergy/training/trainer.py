@@ -12,21 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from freenergy.distributed import ALONE, Group, group_now
 from freenergy.models import RBM, DiscriminativeRBM
 from freenergy.normalization.constraints import apply_constraint
 from freenergy.random import RandomStream
-from freenergy.training.distributed import (
-    ALONE,
-    Group,
+from freenergy.training.estimators import gradient_estimator
+from freenergy.training.members import (
     Members,
     average_gradient,
     chain_axes,
     derived_seed,
-    group_now,
     own_chains,
     pooled,
 )
-from freenergy.training.estimators import gradient_estimator
 from freenergy.training.options import LoopOptions, TrainingOptions
 from freenergy.training.rows import LabelledRows, Part, Rows, StreamedRows, rows_in
 from freenergy.training.stopping import StopTraining
@@ -53,7 +51,7 @@ class Gradient(Protocol):
 
     Where several processes train the model together, the mean of their gradients is taken, each
     weighted by its rows, or by what a method ``weigh(batch)`` says. A gradient with an attribute
-    ``group`` does it itself: it is given that :class:`~freenergy.training.distributed.Group`, and
+    ``group`` does it itself: it is given that :class:`~freenergy.distributed.Group`, and
     batches as :class:`~freenergy.training.rows.Part`. An attribute ``chain_axes`` says which
     tensors of the state the processes divide, and a method ``reseed(seed)`` lets random numbers of
     the gradient's own differ.

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from freenergy.distributed import ALONE, Group
 from freenergy.inference.bridge import FreeEnergyDifference, bennett, standard_error
 from freenergy.inference.ladder import Ladder, independent_model
 from freenergy.inference.tempering import Exchange, Tempering
 from freenergy.models import RBM
 from freenergy.random import RandomStream
-from freenergy.training.distributed import ALONE, Group
 from freenergy.training.gradients import PersistentContrastiveDivergence
 from freenergy.training.options import TrainingOptions
 from freenergy.training.rows import Part
