@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from freenergy.thermodynamics import compare_growth
+from freenergy.thermodynamics.watching.diffusion import Distance
 
 T = np.arange(1, 2001, 7)
 
@@ -60,3 +63,16 @@ def test_what_is_not_finite_is_passed_over():
     d = np.sqrt(T)
     d[5] = np.nan
     assert compare_growth(T, d).winner == "power"
+
+
+def test_distance_is_read_at_times_that_are_even_in_the_logarithm():
+    layer = nn.Linear(1, 1, bias=False)
+    distance = Distance(layer)
+    for _ in range(100):
+        with torch.no_grad():
+            layer.weight += 0.5
+        distance.read(7)
+    times, values = np.array(distance.readings).T
+    np.testing.assert_allclose(values, 0.5 * times, rtol=1e-6)
+    assert times[0] == 1
+    assert (times[1:] / times[:-1] <= 2).all()

@@ -144,9 +144,226 @@ def test_weights_that_run_away_late_in_a_short_run_are_named(net, rows, fault):
             kind = "sum" if fault == "summed loss" else "mean"
             cross_entropy(module(rows[0][batch]), rows[1][batch], reduction=kind).backward()
             optimizer.step()
-    # What a summed loss does within a few steps, gradients that add up do later.
-    found = {"no zero_grad": "exploding weights", "summed loss": "not finite"}
-    assert run.findings[0].kind == found[fault]
+    # What a summed loss does within a few steps, gradients that add up do later. That they add up
+    # is the cause, and seen before.
+    found = {
+        "no zero_grad": ["gradient never cleared", "exploding weights"],
+        "summed loss": ["not finite", "exploding weights"],
+    }
+    assert [kind for kind, _ in kinds(run)][:2] == found[fault]
+
+
+# ---- gradients that add up -----------------------------------------------------------------------
+
+
+OPTIMISERS = {
+    "adam": lambda net: torch.optim.Adam(net.parameters(), lr=1e-3),
+    "adam, small rate": lambda net: torch.optim.Adam(net.parameters(), lr=1e-5),
+    "sgd": lambda net: torch.optim.SGD(net.parameters(), lr=0.1),
+    "sgd, small rate": lambda net: torch.optim.SGD(net.parameters(), lr=1e-3),
+    "momentum": lambda net: torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.99),
+}
+
+
+def passes(module, rows, optimizer, n_updates, *, per_update=1, clear="before", clip=None, n=64):
+    """Updates, each by some passes, with the gradients cleared at one place or at none."""
+    generator = torch.Generator().manual_seed(2)
+    with watch(module, budget=1e-9) as run:
+        for k in range(n_updates * per_update):
+            if clear == "before" and k % per_update == 0:
+                optimizer.zero_grad()
+            batch = torch.randint(0, 256, (n,), generator=generator)
+            loss = cross_entropy(module(rows[0][batch]), rows[1][batch])
+            if clear == "between" and k % per_update == 0:
+                optimizer.zero_grad()
+            loss.backward()
+            if k % per_update == per_update - 1:
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(module.parameters(), clip)
+                optimizer.step()
+                if clear == "after":
+                    optimizer.zero_grad(set_to_none=False)
+    return run
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("optimizer", OPTIMISERS)
+def test_gradients_that_nobody_clears_are_named_at_any_rate(net, rows, optimizer, clip):
+    module = net(nn.ReLU, 3)
+    run = passes(module, rows, OPTIMISERS[optimizer](module), 12, clear="never", clip=clip)
+    assert kinds(run)[0] == ("gradient never cleared", "0")
+    assert "zero_grad" in run.findings[0].suggestion
+
+
+def test_gathered_gradients_that_nobody_clears_are_named(net, rows):
+    module = net(nn.ReLU, 3)
+    run = passes(module, rows, OPTIMISERS["adam"](module), 8, per_update=3, clear="never")
+    assert kinds(run)[0] == ("gradient never cleared", "0")
+
+
+def test_gradients_that_are_cleared_now_and_then_are_not_called_never_cleared(net, rows):
+    module = net(nn.ReLU, 3)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+    with watch(module, budget=1e3) as run:
+        for k in range(24):
+            if k % 8 == 0:
+                optimizer.zero_grad()
+            cross_entropy(module(rows[0][k::3]), rows[1][k::3]).backward()
+            optimizer.step()
+    assert sum(0 in seen.carried for seen in run.history.sums) > 10
+    assert kinds(run) == []
+
+
+def test_clipped_gradients_of_full_batches_are_not_told_apart(net, rows):
+    """All of them point one way and have one length, cleared or not."""
+    module = net(nn.ReLU, 3)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+    with watch(module, budget=1e-9) as run:
+        for _ in range(12):
+            loss = cross_entropy(module(rows[0]), rows[1])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 0.02)
+            optimizer.step()
+    assert kinds(run) == []
+    assert not any(seen.carried for seen in run.history.sums)
+
+
+def test_gradients_of_full_batches_that_nobody_clears_are_named(net, rows):
+    """All of them point one way, so that only their length tells."""
+    module = net(nn.ReLU, 3)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-5)
+    with watch(module, budget=1e-9) as run:
+        for _ in range(12):
+            cross_entropy(module(rows[0]), rows[1]).backward()
+            optimizer.step()
+    assert kinds(run)[0] == ("gradient never cleared", "0")
+    ratios = [seen.carried[0] for seen in run.history.sums]
+    assert ratios[:4] == pytest.approx([1, 2, 3, 4], rel=1e-3)
+
+
+def test_the_layers_that_one_of_two_optimisers_forgets_are_named(net, rows):
+    module = net(nn.ReLU, 3)
+    halves = [torch.optim.Adam(part.parameters(), lr=1e-3) for part in (module[:4], module[4:])]
+    with watch(module, budget=1e-9) as run:
+        for _ in range(12):
+            halves[0].zero_grad()
+            cross_entropy(module(rows[0]), rows[1]).backward()
+            for half in halves:
+                half.step()
+    assert kinds(run) == [("gradient never cleared", "4")]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "clip"),
+    [("adam", None), ("adam, small rate", 0.05), ("sgd, small rate", None), ("momentum", None)],
+)
+@pytest.mark.parametrize("clear", ["before", "between", "after"])
+@pytest.mark.parametrize("per_update", [1, 4])
+def test_gradients_that_are_gathered_on_purpose_are_healthy(
+    net, rows, optimizer, clear, per_update, clip
+):
+    module = net(nn.ReLU, 2, 32)
+    run = passes(
+        module,
+        rows,
+        OPTIMISERS[optimizer](module),
+        8,
+        per_update=per_update,
+        clear=clear,
+        clip=clip,
+    )
+    assert kinds(run) == []
+    assert all(not seen.carried for seen in run.history.sums)
+    assert len(run.history.sums) >= 3
+
+
+def test_a_discriminator_through_which_a_generator_learns_is_healthy(net):
+    """What a generator's step adds to its gradients is cleared before its own next update."""
+    torch.manual_seed(0)
+    critic, generator = net(nn.LeakyReLU, 2), nn.Linear(20, 20)
+    optimisers = [torch.optim.Adam(part.parameters(), lr=1e-4) for part in (critic, generator)]
+    with watch(critic, budget=1e-9) as run:
+        for _ in range(15):
+            optimisers[0].zero_grad()
+            real, fake = torch.randn(32, 20), generator(torch.randn(32, 20))
+            nn.functional.softplus(-critic(real)[:, 0]).mean().backward()
+            nn.functional.softplus(critic(fake.detach())[:, 0]).mean().backward()
+            optimisers[0].step()
+            optimisers[1].zero_grad()
+            nn.functional.softplus(-critic(fake)[:, 0]).mean().backward()
+            optimisers[1].step()
+    assert kinds(run) == []
+
+
+# ---- losses that are added up --------------------------------------------------------------------
+
+
+def by_loss(module, rows, loss, *, n=64, rate=1e-5):
+    optimizer = torch.optim.SGD(module.parameters(), lr=rate)
+    with watch(module, budget=1e-9) as run:
+        for k in range(9):
+            optimizer.zero_grad()
+            batch = torch.arange(n * k, n * k + n) % 256
+            loss(module(rows[0][batch]), rows[1][batch]).backward()
+            optimizer.step()
+    return run
+
+
+def binary(outputs, labels, **options):
+    targets = nn.functional.one_hot(labels, 4).float()
+    return nn.functional.binary_cross_entropy_with_logits(outputs, targets, **options)
+
+
+SUMS = {
+    "one class": lambda z, y: cross_entropy(z, y, reduction="sum"),
+    "one class, as its logarithm": lambda z, y: nn.functional.nll_loss(
+        z.log_softmax(1), y, reduction="sum"
+    ),
+    "labels by themselves": lambda z, y: binary(z, y, reduction="sum"),
+}
+MEANS = {
+    "one class": cross_entropy,
+    "labels by themselves": binary,
+    "labels, summed in each row": lambda z, y: binary(z, y, reduction="none").sum(1).mean(),
+    "weighted": lambda z, y: cross_entropy(z, y, weight=torch.arange(1.0, 5.0)),
+    "smoothed": lambda z, y: cross_entropy(z, y, label_smoothing=0.1),
+    "another form, summed": lambda z, y: 0.01 * (z[:, 0] - y).square().sum(),
+    "scaled for half precision": lambda z, y: 1024 * cross_entropy(z, y),
+}
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.SELU])
+@pytest.mark.parametrize("loss", SUMS)
+def test_a_loss_that_adds_rows_up_is_named_at_a_small_rate(net, rows, loss, activation):
+    run = by_loss(net(activation, 3), rows, SUMS[loss])
+    (finding,) = run.findings
+    assert (finding.kind, finding.layer, finding.severity) == ("summed loss", "6", "warning")
+    assert "instead of 1/64" in finding.evidence
+
+
+@pytest.mark.parametrize("loss", MEANS)
+def test_other_losses_are_left_in_peace(net, rows, loss):
+    assert kinds(by_loss(net(nn.ReLU, 3), rows, MEANS[loss])) == []
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_a_sum_of_few_rows_is_no_matter(net, rows, n):
+    assert kinds(by_loss(net(nn.ReLU, 3), rows, SUMS["one class"], n=n)) == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "weight"), [("one class", 1 / 64), ("labels by themselves", 1 / 256)]
+)
+def test_the_weight_of_a_row_in_the_loss_is_read_off_its_gradient(net, rows, loss, weight):
+    run = by_loss(net(nn.ReLU, 3), rows, MEANS[loss])
+    for record in run.history.records[:-1]:
+        assert record.readings[-1].row_weight == pytest.approx(weight, rel=1e-4)
+    reading = by_loss(net(nn.ReLU, 3), rows, MEANS["weighted"]).history.records[0].readings[-1]
+    assert reading.row_weight != reading.row_weight
+
+
+# ---- weights -------------------------------------------------------------------------------------
 
 
 def test_weights_that_came_broken_are_not_blamed_on_the_learning_rate(net, train):

@@ -12,6 +12,7 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.nn.utils import prune
 
 import freenergy as fe
 from freenergy.thermodynamics import watch
@@ -113,6 +114,144 @@ def test_a_pass_that_fails_leaves_the_next_one_readable():
             step(module, X)
     assert run.history.records[0].readings[0].variance > 0
     assert n_hooks(module) == 0
+
+
+def test_the_pass_behind_one_that_failed_is_read():
+    module = small()
+    with watch(module, budget=1e-9) as run:
+        for k in range(8):
+            if k in (0, 3):
+                with pytest.raises(RuntimeError):
+                    module(torch.zeros(3, 5))
+            step(module, X)
+    assert [record.step for record in run.history.records if record.whole] == [2, 3, 4, 6, 7, 10]
+
+
+# ---- modules that change, and modules in parts ---------------------------------------------------
+
+
+def pruned() -> nn.Sequential:
+    module = small()
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.rand(8, 4, generator=generator) > 0.5).float()
+    prune.custom_from_mask(module[0], "weight", mask)
+    return module
+
+
+def test_pruned_weights_are_read_as_they_are_used():
+    module = pruned()
+    with torch.no_grad():
+        module(X)  # which leaves weights that ask for no gradient
+    with watch(module, budget=1e3) as run:
+        weights = []
+        for _ in range(4):
+            weights.append((module[0].weight_orig * module[0].weight_mask).detach())
+            step(module, X)
+    assert run.history.layers[0].trainable
+    for k in range(3):
+        reading = run.history.records[k].readings[0]
+        assert reading.weight_norm == pytest.approx(float(weights[k].norm()), rel=1e-6)
+        moved = float((weights[k + 1] - weights[k]).norm() / weights[k].norm())
+        assert reading.update_ratio == pytest.approx(moved, rel=1e-4)
+
+
+def test_pruning_goes_the_same_way_to_the_last_bit():
+    bare, watched = pruned(), pruned()
+    for module in (bare, watched):
+        with watch(module if module is watched else small()):
+            for _ in range(5):
+                step(module, X)
+    for a, b in zip(bare.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("update", ["attributes", "weights alone"])
+def test_layers_that_are_cut_down_while_they_are_watched_are_read_on(update):
+    def cut(module: nn.Sequential) -> None:
+        first, last = module[0], module[2]
+        first.weight = nn.Parameter(first.weight[:50].detach().clone())
+        first.bias = nn.Parameter(first.bias[:50].detach().clone())
+        last.weight = nn.Parameter(last.weight[:, :50].detach().clone())
+        if update == "attributes":
+            first.out_features = last.in_features = 50
+
+    module = nn.Sequential(nn.Linear(4, 300), nn.ReLU(), nn.Linear(300, 2))
+    with watch(module, budget=1e3) as run:
+        for k in range(8):
+            if k == 4:
+                cut(module)
+            step(module, X)
+    assert (run.history.layers[0].n_units, run.history.layers[1].fan_in) == (50, 50)
+    last = run.history.records[-2].readings
+    assert [np.isfinite(reading.weight_norm) for reading in last] == [True, True]
+    assert [np.isfinite(reading.input_variance) for reading in last] == [True, True]
+
+
+def test_weights_that_get_a_parametrization_while_they_are_watched_are_left_alone():
+    def train(watched: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+        with watch(module if watched else small()):
+            step(module, X)
+            torch.manual_seed(1)
+            nn.utils.parametrizations.spectral_norm(module[0])
+            for _ in range(4):
+                step(module, X)
+        return module[0].weight.detach()
+
+    assert torch.equal(train(False), train(True))
+
+
+def free_energy_steps(vae: fe.models.VAE, n: int) -> None:
+    random = fe.random.RandomStream(0)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
+    x = (X.repeat(1, 2) > 0).float()
+    for _ in range(n):
+        optimizer.zero_grad()
+        vae.free_energy(x, random).free_energy.mean().backward()
+        optimizer.step()
+
+
+def test_encoder_and_decoder_are_read_though_their_model_is_never_called():
+    torch.manual_seed(0)
+    vae = fe.models.VAE(8, 2, hidden_sizes=(16, 12))
+    with watch(vae, budget=1e3) as run:
+        free_energy_steps(vae, 6)
+        vae.eval()
+        vae.decoder(torch.zeros(1, 2))
+    assert run.n_steps == 6
+    assert len([record for record in run.history.records if record.whole]) == 6
+    chains = [[run.history.layers[i].name for i in chain] for chain in run.history.chains]
+    assert chains == [
+        ["encoder.0", "encoder.2", "encoder.4"],
+        ["decoder.0", "decoder.2", "decoder.4"],
+    ]
+    assert [run.history.layers[i].activation for i in run.history.hidden] == ["Tanh"] * 4
+    first = run.history.records[0].readings
+    assert all(np.isfinite(reading.gradient_variance) for reading in first)
+    assert n_hooks(vae) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"latent": "bernoulli", "n_components": 6}])
+def test_a_watch_is_a_callback_of_the_variational_autoencoder(digits, options):
+    arguments = {"n_components": 4, "hidden_layer_sizes": (24,), "n_iter": 4, "random_state": 0}
+    rows, run = digits[0] / 16, watch()
+    watched = fe.VariationalAutoencoder(**arguments | options, callback=run).fit(rows)
+    bare = fe.VariationalAutoencoder(**arguments | options).fit(rows)
+    for a, b in zip(watched.model_.parameters(), bare.model_.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert run.findings == ()
+    assert run.n_steps == sum(watched.history_["updates"])
+    assert len(run.history.layers) == 4
+
+
+def test_the_part_that_goes_wrong_is_named():
+    torch.manual_seed(0)
+    vae = fe.models.VAE(8, 2, hidden_sizes=(16, 16), activation="relu")
+    nn.init.constant_(vae.decoder[2].bias, -100.0)
+    with watch(vae) as run:
+        free_energy_steps(vae, 6)
+    assert (run.findings[0].kind, run.findings[0].layer) == ("dead units", "decoder.2")
 
 
 # ---- what is a step ------------------------------------------------------------------------------
@@ -236,6 +375,9 @@ def test_a_module_that_is_itself_a_layer_and_one_without_layers():
     with watch(nn.Sequential(nn.ReLU())) as run:
         run._module(X.clone().requires_grad_()).sum().backward()
     assert run.findings == ()
+    assert "no linear or convolutional layers" in str(run)
+    with watch(layer) as run:
+        pass
     assert "No training pass" in str(run)
 
 
@@ -265,6 +407,12 @@ def test_it_stands_at_the_front():
 def test_what_cannot_be_watched_is_refused():
     with pytest.raises(TypeError, match=r"takes a torch.nn.Module, got list"):
         watch([nn.Linear(1, 1)])
+    with pytest.raises(TypeError, match=r"an RBM is read by RBMMonitor.* TemperatureMonitor"):
+        watch(fe.models.RBM(3, 2))
+    with pytest.raises(TypeError, match=r"TemperatureMonitor.* read its marginal_rbm\(\)"):
+        watch(fe.models.DiscriminativeRBM(3, 2, 2))
+    with pytest.raises(TypeError, match="neither this ParameterList nor a part of it"):
+        watch(nn.ParameterList([torch.zeros(2)]))
     with pytest.raises(ValueError, match="budget must be positive, got 0"):
         watch(budget=0)
     with pytest.raises(ValueError, match="n_rows must be at least 2, got 1"):
@@ -353,6 +501,19 @@ def test_json_holds_what_was_measured_and_predicted(net, train, tmp_path):
     assert content["cost"]["n_steps"] == 9
 
 
+def test_json_says_which_gradients_were_not_cleared(tmp_path):
+    module = small()
+    with watch(module) as run:
+        for _ in range(6):
+            module(X).square().mean().backward()
+            with torch.no_grad():
+                for p in module.parameters():
+                    p -= 1e-4 * p.grad
+    (first, *_) = json.loads(run.to_json(tmp_path / "run.json").read_text())["gradient_sums"]
+    assert (first["step"], first["cleared"]) == (2, [])
+    assert list(first["carried"]) == ["0", "2"]
+
+
 # ---- estimators ----------------------------------------------------------------------------------
 
 
@@ -385,6 +546,11 @@ def test_nothing_is_found_in_the_default_classifier(digits):
         fe.MLPClassifier(random_state=0, max_iter=60, callback=run).fit(*digits)
     assert run.findings == ()
     assert run.history.layers[0].activation == "ReLU"
+
+
+def test_an_rbm_names_the_instruments_for_it(digits):
+    with pytest.raises(TypeError, match="TemperatureMonitor"):
+        fe.BernoulliRBM(n_iter=1, callback=watch()).fit(digits[0] / 16)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.functional import relu
 
 from freenergy.thermodynamics import watch
+from freenergy.thermodynamics.watching.probe import probe
+from freenergy.thermodynamics.watching.readings import PERCENTILES
 
 
 def one_pass(module: nn.Module, x: torch.Tensor, loss=lambda y: y.square().mean(), **options):
@@ -201,3 +203,33 @@ def test_batch_norm_behind_the_activation_does_not_belong_to_the_layer(x):
     reading = run.history.records[0].readings[0]
     assert run.history.layers[0].normalization == ""
     assert reading.variance == pytest.approx(float(z.var(correction=0)), rel=1e-10)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.SELU])
+def test_a_probe_reads_all_rows_and_units_of_a_net_as_it_stands(activation):
+    torch.manual_seed(0)
+    rows = torch.randn(150, 6).double()
+    net = nn.Sequential(nn.Linear(6, 200), activation(), nn.Linear(200, 140), nn.BatchNorm1d(140))
+    net = net.append(activation()).append(nn.Linear(140, 2)).double().eval()
+    found = probe(net, rows)
+    assert list(found) == ["0", "2", "5"]
+    with torch.no_grad():
+        for name, end in (("0", 1), ("2", 4)):
+            z = net[:end](rows).numpy()
+            assert [found[name].p15, found[name].p50, found[name].p85] == pytest.approx(
+                np.percentile(z, PERCENTILES), rel=1e-12
+            )
+            assert found[name].variance == pytest.approx(z.var(), rel=1e-10)
+            centred = z - z.mean(0)
+            assert found[name].signal == pytest.approx(np.mean(centred**2), rel=1e-10)
+    assert math.isnan(found["0"].gradient_variance)
+    assert math.isnan(found["0"].update_ratio)
+    assert not any(module._forward_hooks for module in net.modules())
+    assert not net.training
+
+
+def test_a_probe_whose_rows_do_not_fit_leaves_no_hook():
+    net = nn.Sequential(nn.Linear(6, 3))
+    with pytest.raises(RuntimeError):
+        probe(net, torch.ones(2, 5))
+    assert not any(module._forward_hooks for module in net.modules())

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
+from torch import nn
+from torch.nn.utils import parameters_to_vector
 
-__all__ = ["Diffusion", "compare_growth"]
+from freenergy.thermodynamics.watching.schedule import GROWTH
+
+__all__ = ["Diffusion", "Distance", "compare_growth"]
 
 Array = NDArray[np.float64]
 
@@ -29,6 +33,50 @@ MIN_RATIO = 2.0
 trajectory are not independent, so that a test that takes them for it would always decide."""
 
 _N_POINTS = 24
+
+
+class Distance:
+    r"""How far all parameters of a module are from their start, :math:`\lVert w_t - w_0 \rVert`.
+
+    Measured at updates that are spread evenly in :math:`\ln t`, and exactly, where a watch
+    estimates the distance of each layer from some of its units.
+
+    Parameters
+    ----------
+    module : nn.Module
+
+    Attributes
+    ----------
+    readings : list of tuple
+        Numbers of updates, and the distances after them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> _ = nn.init.zeros_(layer.weight)
+    >>> distance = Distance(layer)
+    >>> for _ in range(9):
+    ...     with torch.no_grad():
+    ...         _ = layer.weight.add_(0.5)
+    ...     distance.read()
+    >>> distance.readings
+    [(1, 0.5), (2, 1.0), (3, 1.5), (5, 2.5), (8, 4.0)]
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.readings: list[tuple[int, float]] = []
+        self._module = module
+        self._start = parameters_to_vector(module.parameters()).detach().clone()
+        self._updates, self._next = 0, 1.0
+
+    def read(self, n_rows: int = 0) -> None:
+        """Count an update, and measure where it is time; the rows of its batch do not matter."""
+        self._updates += 1
+        if self._updates >= self._next:
+            now = parameters_to_vector(self._module.parameters()).detach()
+            self.readings.append((self._updates, float((now - self._start).norm())))
+            self._next = self._updates * GROWTH
 
 
 @dataclass(frozen=True)

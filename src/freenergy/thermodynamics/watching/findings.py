@@ -85,7 +85,14 @@ MIN_SELU_LAYERS = 4
 MOST_LAYERS = 0.75
 """Share of the SELU layers that must be so: one of them alone is made up for by the next."""
 
+MIN_SUMS = 3
+"""Pairs of updates in all of which the gradient of the first was in that of the second."""
+
+MIN_SUMMED_ROWS = 8
+"""Rows of a batch from which it matters whether their losses are added up or averaged."""
+
 KINDS = (
+    "gradient never cleared",
     "not finite",
     "dead units",
     "saturation",
@@ -96,6 +103,7 @@ KINDS = (
     "vanishing gradient",
     "updates too large",
     "not learning",
+    "summed loss",
 )
 """Kinds of findings in the order of their rank, causes ahead of what follows from them."""
 
@@ -159,15 +167,17 @@ def diagnose(history: History) -> tuple[Finding, ...]:
         silent = _without_consequences(history, silent, heavy)
         found += silent + heavy
         blocked = silent + heavy
-        for finding in (*_signal(history, window), *_gradient(history, window)):
-            # Behind a layer that lets nothing through, signals and gradients are gone too.
-            if not blocked:
-                found.append(finding)
-        found += _explosion(history, window, whole) if not blocked else []
+        # Behind a layer that lets nothing through, signals and gradients are gone too.
+        if not blocked:
+            for chain in history.chains:
+                found += _signal(history, window, chain[:-1])
+                found += _gradient(history, window, chain[:-1])
+            found += _explosion(history, window, whole)
     found += _updates(history, whole, found)
     if whole and not found:
         found += _exploding_weights(history, _Window("at the end", (history.records[-1],)))
-    return _ranked(_collapsed(_once(found)))
+    found += _not_cleared(history) + _summed(history, whole)
+    return _ranked(_collapsed(_once(history, found)))
 
 
 def _windows(whole: Sequence[Record]) -> list[_Window]:
@@ -184,13 +194,14 @@ def _windows(whole: Sequence[Record]) -> list[_Window]:
 # ---- order ---------------------------------------------------------------------------------------
 
 
-def _once(found: Sequence[Finding]) -> list[Finding]:
+def _once(history: History, found: Sequence[Finding]) -> list[Finding]:
     """What holds at the start and at the end is said once, in the words of the start."""
-    kept: dict[tuple[str, str], Finding] = {}
+    parts = {layer.name: layer.part for layer in history.layers}
+    kept: dict[tuple[str, ...], Finding] = {}
     for finding in found:
-        key = (finding.kind, finding.layer)
+        key: tuple[str, ...] = (finding.kind, finding.layer, "itself")
         if finding.kind in _OVER_DEPTH:
-            key = (finding.kind, "")
+            key = (finding.kind, parts[finding.layer])
         if key not in kept or (kept[key].severity, finding.severity) == ("warning", "fault"):
             kept[key] = finding
     return list(kept.values())
@@ -233,6 +244,30 @@ def _without_consequences(
 
 
 # ---- single judgements ---------------------------------------------------------------------------
+
+
+def _not_cleared(history: History) -> list[Finding]:
+    """Gradients that were used by an update and are in the next one's too."""
+    if not history.sums:
+        return []
+    for i in history.called:
+        carried = [seen for seen in history.sums if i in seen.carried]
+        if len(carried) < MIN_SUMS or any(i in seen.cleared for seen in history.sums):
+            continue
+        first, last = carried[0], carried[-1]
+        words = (
+            f"Each of {len(carried)} updates that were followed, from step {first.step} to "
+            f"{last.step}, used the gradient of the update before once more: what backward added "
+            f"was added to it. At the last of them the old one was {_n(last.carried[i])} times as "
+            "large as what was new."
+        )
+        advice = (
+            "Call optimizer.zero_grad() between an update and the next backward pass. (Passes that "
+            "are gathered for one update are no fault, and were told apart.)"
+        )
+        name = history.layers[i].name
+        return [Finding(name, "gradient never cleared", "fault", words, advice)]
+    return []
 
 
 def _not_finite(history: History) -> list[Finding]:
@@ -405,8 +440,7 @@ def _advice_for_targets(history: History, window: _Window) -> str:
 # ---- signal and gradient over the depth ----------------------------------------------------------
 
 
-def _signal(history: History, window: _Window) -> list[Finding]:
-    hidden = history.hidden
+def _signal(history: History, window: _Window, hidden: Sequence[int]) -> list[Finding]:
     signal = history.middle(hidden, "signal", window.records)
     ends = _ends(signal)
     if ends is None:
@@ -425,7 +459,7 @@ def _signal(history: History, window: _Window) -> list[Finding]:
         f"{_n(math.exp(math.copysign(slack, factor)))} (two standard deviations). "
         f"Weights of this layer: τ = {_n(tau)}."
     )
-    small = _below_critical(history, window)
+    small = _below_critical(history, window, hidden)
     if small is not None:
         layer, reason = small
         words = f"{reason} {words}"
@@ -439,11 +473,13 @@ def _signal(history: History, window: _Window) -> list[Finding]:
     return []
 
 
-def _below_critical(history: History, window: _Window) -> tuple[WatchedLayer, str] | None:
+def _below_critical(
+    history: History, window: _Window, hidden: Sequence[int]
+) -> tuple[WatchedLayer, str] | None:
     """SELU layers whose weights are too small for the fixed point that they are there for."""
     selu = [
         i
-        for i in history.hidden
+        for i in hidden
         if history.layers[i].activation == "SELU" and not history.layers[i].normalization
     ]
     if len(selu) < MIN_SELU_LAYERS or window.when != "at the start":
@@ -476,8 +512,7 @@ def _signal_advice(activation: str) -> str:
     return "Draw weights of variance 1/fan-in (`nn.init.xavier_normal_`), or normalise each layer."
 
 
-def _gradient(history: History, window: _Window) -> list[Finding]:
-    hidden = history.hidden
+def _gradient(history: History, window: _Window, hidden: Sequence[int]) -> list[Finding]:
     gradient = history.middle(hidden, "gradient_square", window.records)
     ends = _ends(gradient)
     if ends is None:
@@ -592,6 +627,28 @@ def _no_learning(history: History, learning: Sequence[int], largest: float) -> F
         "Raise the learning rate, and see that the optimiser holds the parameters of this module."
     )
     return Finding(history.layers[learning[0]].name, "not learning", "fault", words, advice)
+
+
+def _summed(history: History, whole: Sequence[Record]) -> list[Finding]:
+    """A loss whose rows are added up, where that can be read off its gradient."""
+    for chain in history.chains:
+        i = chain[-1]
+        rows, weights = (history.series(i, name, whole) for name in ("n_rows", "row_weight"))
+        known = np.isfinite(weights) & (rows >= MIN_SUMMED_ROWS)
+        if known.sum() < MIN_RECORDS_DEAD or not np.allclose(weights[known], 1.0, rtol=0.01):
+            continue
+        n = _n(float(np.median(rows[known])))
+        words = (
+            f"In {known.sum()} readings the gradient of the loss for a row is p − y, with weight 1 "
+            f"instead of 1/{n}: the losses of the {n} rows of a batch are added up, not averaged."
+        )
+        advice = (
+            "Average them (`reduction='mean'`). Where the sum is meant it is no fault: plain SGD "
+            f"does the same with a learning rate {n} times as small. But rate, clipping and weight "
+            "decay then mean another thing for every size of the batch."
+        )
+        return [Finding(history.layers[i].name, "summed loss", "warning", words, advice)]
+    return []
 
 
 def _n(value: float) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from freenergy.thermodynamics.watching.accumulation import Sums
 from freenergy.thermodynamics.watching.layers import WatchedLayer
 from freenergy.thermodynamics.watching.readings import Reading
 
@@ -50,11 +51,14 @@ class History:
     records : list of Record
     unwatched : list of str
         Modules with parameters that are not read.
+    sums : list of Sums
+        What was seen of the gradients between two updates.
     """
 
     layers: list[WatchedLayer]
     records: list[Record]
     unwatched: list[str]
+    sums: list[Sums] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
         """Append a record; of very many, every second one beyond the start is let go."""
@@ -74,9 +78,18 @@ class History:
         return sorted(seen, key=lambda i: self.layers[i].order)
 
     @property
+    def chains(self) -> list[list[int]]:
+        """Layers that took part, net by net: one list, or one for each part that is called."""
+        nets: dict[str, list[int]] = {}
+        for i in self.called:
+            nets.setdefault(self.layers[i].part, []).append(i)
+        return list(nets.values())
+
+    @property
     def hidden(self) -> list[int]:
-        """Layers that took part, without the last, whose outputs are those of the net."""
-        return self.called[:-1]
+        """Layers that took part, without the last of each net, whose outputs are those of it."""
+        last = {chain[-1] for chain in self.chains}
+        return [i for i in self.called if i not in last]
 
     @property
     def never_called(self) -> list[str]:

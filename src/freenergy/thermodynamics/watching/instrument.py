@@ -16,12 +16,19 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from freenergy.files import as_json, write_atomically
+from freenergy.models import RBM, DiscriminativeRBM
 from freenergy.random import RandomStream
 from freenergy.report import write
+from freenergy.thermodynamics.watching.accumulation import GradientSum
 from freenergy.thermodynamics.watching.diffusion import Diffusion, compare_growth
 from freenergy.thermodynamics.watching.findings import Finding, diagnose
 from freenergy.thermodynamics.watching.history import History, Record
-from freenergy.thermodynamics.watching.layers import find_layers, unwatched
+from freenergy.thermodynamics.watching.layers import (
+    entries,
+    find_layers,
+    stored_weight,
+    unwatched,
+)
 from freenergy.thermodynamics.watching.page import watch_page
 from freenergy.thermodynamics.watching.readings import read
 from freenergy.thermodynamics.watching.results import Cost, as_dict, as_text
@@ -55,8 +62,8 @@ class Watch:
         n_units: int = 128,
         seed: int = 0,
     ) -> None:
-        if module is not None and not isinstance(module, nn.Module):
-            raise TypeError(f"watch takes a torch.nn.Module, got {type(module).__name__}")
+        if module is not None:
+            _check_watchable(module)
         if not budget > 0:
             raise ValueError(f"budget must be positive, got {budget}")
         for name, value in (("n_rows", n_rows), ("n_units", n_units)):
@@ -73,10 +80,12 @@ class Watch:
         self._schedule = Schedule(self.budget)
         self._module: nn.Module | None = None
         self._in_training = False
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
+        self._entry: nn.Module | None = None
         self._samplers: list[LayerSampler] | None = None
         self._starts: list[Tensor | None] = []
         self._pass: Pass | None = None
+        self._sum: GradientSum | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What was read, without the module and the hooks on it."""
@@ -84,10 +93,12 @@ class Watch:
         apart: dict[str, Any] = {
             "_given": None,
             "_module": None,
-            "_handle": None,
+            "_handles": [],
+            "_entry": None,
             "_samplers": None,
             "_starts": [],
             "_pass": None,
+            "_sum": None,
         }
         return vars(self) | apart
 
@@ -111,10 +122,12 @@ class Watch:
     @property
     def attached(self) -> bool:
         """Whether a module is watched now."""
-        return self._handle is not None
+        return bool(self._handles)
 
     def attach(self, module: nn.Module, *, in_training: bool = False) -> None:
         """Watch a module from now on; one that was watched before is gone on with.
+
+        An RBM is refused with a TypeError that names the instruments for it.
 
         Parameters
         ----------
@@ -123,14 +136,18 @@ class Watch:
             Count passes in evaluation mode too, as long as gradients are on: a trainer may leave
             a net without dropout in that mode.
         """
+        _check_watchable(module)
         if self._module is not module:
             self.close()
             self._start_anew()
             self._module = module
         self._in_training = in_training
-        if self._handle is None:
+        if not self._handles:
             hook = _RootHook(weakref.ref(self))
-            self._handle = module.register_forward_pre_hook(hook, prepend=True)
+            self._handles = [
+                part.register_forward_pre_hook(hook, prepend=True)
+                for part in entries(module).values()
+            ]
 
     def close(self) -> None:
         """Let go of the module; what was read stays."""
@@ -138,9 +155,13 @@ class Watch:
         if self._pass is not None:
             self._pass.drop()
             self._pass = None
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        if self._sum is not None:
+            self._sum.drop()
+            self._sum = None
+        if self._handles:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
             self._last_look()
         self._schedule.pause()
 
@@ -157,15 +178,25 @@ class Watch:
 
     # ---- reading ---------------------------------------------------------------------------------
 
-    def _before_pass(self, module: nn.Module) -> None:
-        """Called ahead of every forward pass of the module: cheap where nothing is to be read."""
-        if not torch.is_grad_enabled() or not (module.training or self._in_training):
+    def _before_pass(self, entry: nn.Module) -> None:
+        """Called ahead of every forward pass of the module: cheap where nothing is to be read.
+
+        Of a module that is called part by part, a pass begins with the part that came first.
+        """
+        if not torch.is_grad_enabled() or not (entry.training or self._in_training):
+            return
+        if self._entry is None:
+            self._entry = entry
+        if entry is not self._entry:
             return
         begin = time.perf_counter()
         self._schedule.step(begin)
         self.n_steps += 1
+        module = self._module
+        assert module is not None
+        self._follow_sum()
         if self._is_free(module) and self._schedule.due():
-            self._begin_reading(module)
+            self._begin_reading(module, entry)
         self._schedule.own_seconds += time.perf_counter() - begin
 
     def _is_free(self, module: nn.Module) -> bool:
@@ -176,15 +207,47 @@ class Watch:
         if current is None:
             return True
         current.end_forward()
+        if not current.returned:  # it failed, or was left
+            self._forget(current)
+            self._schedule.cancel_reading()
+            return True
         current.waited += 1
         if not current.has_gradient:
             if current.waited >= _PATIENCE:
                 self._forget(current)
             return False
-        if current.can_learn and current.waited < _ACCUMULATION and not current.updated(module):
+        updated = current.updated(module)
+        if current.can_learn and current.waited < _ACCUMULATION and not updated:
             return False
         self._finish(current)
+        if updated and self._sum is None:
+            self._sum = GradientSum(self.n_steps, self._weights(), self._schedule.timed)
+            self._follow_sum()
         return True
+
+    def _weights(self) -> dict[int, nn.Parameter]:
+        """A parameter of each layer, whose gradient stands for that of the layer."""
+        assert self._samplers is not None
+        found = {}
+        for i, sampler in enumerate(self._samplers):
+            weight = stored_weight(sampler.part)
+            if weight is None:
+                weight = next(sampler.part.parameters(), None)
+            if weight is not None and sampler.layer.order >= 0:
+                found[i] = weight
+        return found
+
+    def _follow_sum(self) -> None:
+        """See what the gradients of an update were made of, once it has come."""
+        if self._sum is None:
+            return
+        self._sum.waited += 1
+        if self._sum.updated:
+            self.history.sums.append(self._sum.result())
+            self._sum = None
+        elif self._sum.waited > _ACCUMULATION:
+            self._sum.drop()
+            self._sum = None
 
     def _discover(self, module: nn.Module) -> bool:
         """Find the layers, once those without a size yet have got it."""
@@ -198,13 +261,15 @@ class Watch:
         self.history.unwatched = unwatched(module)
         return True
 
-    def _begin_reading(self, module: nn.Module) -> None:
+    def _begin_reading(self, module: nn.Module, entry: nn.Module) -> None:
         assert self._samplers is not None
         self._schedule.begin_reading()
+        for sampler in self._samplers:
+            sampler.refit(self.n_units, self._random)
         sites = SiteSampler(self.n_rows, self._random)
         current = Pass(self.n_steps, self._samplers, sites, self._schedule.timed)
         self._pass = current
-        current.begin(module)
+        current.begin(module, entry)
         if not self._starts:
             self._starts = [trace.weights for trace in current.traces]
 
@@ -241,6 +306,7 @@ class Watch:
             return
         readings = []
         for sampler, start in zip(self._samplers, self._starts, strict=True):
+            sampler.refit(self.n_units, self._random)
             weights = None if start is None else sampler.weights()
             readings.append(read(LayerTrace(weights=weights), sampler, None, start))
         self.history.add(Record(self.n_steps + 1, tuple(readings)))
@@ -314,7 +380,8 @@ def watch(
     Parameters
     ----------
     module : nn.Module, default=None
-        Any module, called as a whole in training. None waits for an estimator whose ``callback``
+        Any module. In training it is called as a whole, or part by part where it cannot be called
+        itself, as a VAE's encoder and decoder are. None waits for an estimator whose ``callback``
         the watch is.
     budget : float, default=0.05
         Largest share of the training's time that the watch may take by its own clock. A run of
@@ -332,13 +399,14 @@ def watch(
     Raises
     ------
     TypeError
-        When ``module`` is no module.
+        When ``module`` is no module, or has nothing that can be called, as an RBM.
     ValueError
         When a number is out of its range.
 
     Notes
     -----
-    A step is a forward pass in training mode, with gradients on. Where a layer is called several
+    A step is a forward pass in training mode, with gradients on; of a module in parts it begins
+    with the part that was called first. Where a layer is called several
     times in it, its first call is read. Where several passes go to one update, the update is that
     of all of them.
 
@@ -371,6 +439,23 @@ def watch(
     ('2', 'dead units')
     """
     return Watch(module, budget=budget, n_rows=n_rows, n_units=n_units, seed=seed)
+
+
+def _check_watchable(module: Any) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"watch takes a torch.nn.Module, got {type(module).__name__}")
+    if entries(module):
+        return
+    words = (
+        "watch follows signals through the layers of a net, and neither this "
+        f"{type(module).__name__} nor a part of it can be called"
+    )
+    monitors = "RBMMonitor(rows) and TemperatureMonitor(rows) of freenergy.thermodynamics"
+    if isinstance(module, RBM):
+        words += f"; an RBM is read by {monitors}: put them into its estimator's monitors"
+    elif isinstance(module, DiscriminativeRBM):
+        words += f"; {monitors} read its marginal_rbm()"
+    raise TypeError(words)
 
 
 class _RootHook:

@@ -22,7 +22,10 @@ __all__ = [
     "Bounds",
     "WatchedLayer",
     "bounds",
+    "entries",
     "find_layers",
+    "measure",
+    "stored_weight",
     "theory",
     "unit_weights",
     "unwatched",
@@ -72,6 +75,8 @@ class WatchedLayer:
         The layer whose activations this one takes, where nothing unknown lies between, or -1.
     calls : int
         Calls in the last pass that was sampled.
+    part : str
+        Of a module that is called part by part, the part in which the layer is; empty in others.
     """
 
     name: str
@@ -86,6 +91,7 @@ class WatchedLayer:
     order: int = -1
     below: int = -1
     calls: int = 0
+    part: str = ""
     gain: float = field(default=1.0, repr=False)
     theory: Activation | None = field(default=None, repr=False)
 
@@ -104,20 +110,63 @@ def find_layers(module: nn.Module) -> list[tuple[nn.Module, WatchedLayer]]:
     ['0 (Linear)', '2 (Linear)']
     """
     found: list[tuple[nn.Module, WatchedLayer]] = []
+    called = entries(module)
     for name, part in module.named_modules():
         if not isinstance(part, AFFINE):
             continue
         # To read a weight that is computed may change it, as spectral normalisation does.
-        computed = parametrize.is_parametrized(part, "weight")
-        if computed or part.weight.is_floating_point():
-            trainable = computed or part.weight.requires_grad
-            kind, sizes = type(part).__name__, (*_sizes(part), _reach(part))
-            layer = WatchedLayer(name or "(itself)", kind, *sizes, not computed, trainable)
+        if parametrize.is_parametrized(part, "weight") or part.weight.is_floating_point():
+            layer = WatchedLayer(name or "(itself)", type(part).__name__, 0, 0, 0.0)
+            measure(part, layer)
+            outer = (path for path in called if path and f"{name}.".startswith(f"{path}."))
+            layer.part = next(outer, "")
             found.append((part, layer))
     return found
 
 
+def entries(module: nn.Module) -> dict[str, nn.Module]:
+    """What is called in a pass, by path: the module, or its parts where it cannot be called itself.
+
+    Examples
+    --------
+    >>> list(entries(nn.Sequential(nn.Linear(1, 1))))
+    ['']
+    >>> list(entries(nn.ModuleDict({"encoder": nn.Linear(2, 1), "decoder": nn.Linear(1, 2)})))
+    ['encoder', 'decoder']
+    """
+    found: dict[str, nn.Module] = {}
+    for name, part in module.named_modules():
+        if _callable(part) and not any(
+            name.startswith(f"{outer}.") or not outer for outer in found
+        ):
+            found[name] = part
+    return found
+
+
+def _callable(module: nn.Module) -> bool:
+    return "forward" in vars(module) or type(module).forward is not nn.Module.forward
+
+
+def measure(part: nn.Module, layer: WatchedLayer) -> None:
+    """Write down the sizes of a layer as it is now: one may be cut down while it is watched."""
+    layer.n_units, layer.fan_in = _sizes(part)
+    layer.reach = _reach(part)
+    layer.readable_weights = not parametrize.is_parametrized(part, "weight")
+    stored = stored_weight(part)
+    layer.trainable = stored is None or stored.requires_grad
+
+
+def stored_weight(part: nn.Module) -> nn.Parameter | None:
+    """The parameter that the weights are, or that pruning makes them of; None for others."""
+    own = dict(part.named_parameters(recurse=False))
+    return own.get("weight", own.get("weight_orig"))
+
+
 def _sizes(part: nn.Module) -> tuple[int, int]:
+    """Units, and weights of each: those that are there, whatever the layer says of itself."""
+    stored = stored_weight(part)
+    if stored is not None and not isinstance(part, TRANSPOSED):
+        return stored.shape[0], stored[0].numel()
     if isinstance(part, nn.Linear):
         return part.out_features, part.in_features
     assert isinstance(part, nn.modules.conv._ConvNd)
@@ -151,7 +200,12 @@ def unit_weights(part: nn.Module) -> Tensor:
     >>> unit_weights(nn.ConvTranspose2d(4, 6, 3, groups=2)).shape
     torch.Size([6, 18])
     """
-    weight = part.weight
+    weight, mask, whole = (
+        getattr(part, name, None) for name in ("weight", "weight_mask", "weight_orig")
+    )
+    if isinstance(mask, Tensor) and isinstance(whole, Tensor):
+        # What a pruned layer calls its weights is their product in the pass before.
+        weight = whole * mask
     assert isinstance(weight, Tensor)
     weight = weight.detach()
     if isinstance(part, TRANSPOSED):

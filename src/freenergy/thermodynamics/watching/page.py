@@ -318,8 +318,8 @@ def _percentile_section(view: _View, findings: Sequence[Finding]) -> Section:
         charts,
         intro="Lines are medians, bands hold the middle 70 % (percentiles 15 to 85)."
         + (
-            f" {len(charts)} of {len(view.layers)} layers ({len(view.layers) - 1} hidden ones and "
-            "the outputs), those of the findings among them."
+            f" {len(charts)} of {len(view.layers)} layers ({len(view.history.hidden)} hidden "
+            "ones and the outputs), those of the findings among them."
             if len(charts) < len(view.layers)
             else ""
         ),

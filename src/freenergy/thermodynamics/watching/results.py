@@ -57,6 +57,8 @@ def is_of_the_start(history: History, cost: Cost) -> bool:
 
 def headline(history: History, findings: Sequence[Finding], cost: Cost) -> str:
     """The verdict in a sentence or two."""
+    if cost.n_steps and not history.layers:
+        return "The module has no linear or convolutional layers with real weights to read."
     if not history.records:
         return (
             "No training pass was seen. Call the module that is watched itself, in training mode, "
@@ -157,6 +159,14 @@ def as_dict(
         "layers": layers,
         "diffusion": asdict(diffusion) | {"words": diffusion.words},
         "cost": asdict(cost),
+        "gradient_sums": [
+            {
+                "step": seen.step,
+                "carried": {history.layers[i].name: ratio for i, ratio in seen.carried.items()},
+                "cleared": [history.layers[i].name for i in seen.cleared],
+            }
+            for seen in history.sums
+        ],
         "never_called": history.never_called,
         "unwatched": history.unwatched,
     }

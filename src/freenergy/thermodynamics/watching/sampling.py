@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from freenergy.random import RandomStream
-from freenergy.thermodynamics.watching.layers import WatchedLayer, unit_weights
+from freenergy.thermodynamics.watching.layers import WatchedLayer, measure, unit_weights
 
 __all__ = ["LayerSampler", "SiteSampler", "channels_last"]
 
@@ -89,6 +90,8 @@ class LayerSampler:
         Of the outputs and of the inputs; None for all.
     weight_units : Tensor or None
         Whose weights are read.
+    n_inputs : int
+        Among which ``inputs`` were chosen.
     """
 
     part: nn.Module
@@ -96,20 +99,31 @@ class LayerSampler:
     units: Tensor | None
     inputs: Tensor | None
     weight_units: Tensor | None
+    n_inputs: int
 
     @classmethod
     def choose(
         cls, part: nn.Module, layer: WatchedLayer, n_units: int, random: RandomStream
     ) -> LayerSampler:
         """A choice of at most so many units."""
-        n_in = part.in_features if isinstance(part, nn.Linear) else part.in_channels
-        assert isinstance(n_in, int)
         units = _choice(layer.n_units, n_units, random)
         readable = max(_MAX_WEIGHTS // max(layer.fan_in, 1), 1)
         weight_units = units
         if min(layer.n_units, n_units) > readable:
             weight_units = _choice(layer.n_units, readable, random)
-        return cls(part, layer, units, _choice(n_in, _MAX_INPUTS, random), weight_units)
+        n_inputs = _n_inputs(part, layer)
+        return cls(
+            part, layer, units, _choice(n_inputs, _MAX_INPUTS, random), weight_units, n_inputs
+        )
+
+    def refit(self, n_units: int, random: RandomStream) -> None:
+        """Choose anew where the layer has been cut down, or got other weights, since."""
+        before = (self.layer.n_units, self.layer.fan_in)
+        measure(self.part, self.layer)
+        if (self.layer.n_units, self.layer.fan_in) != before:
+            chosen = LayerSampler.choose(self.part, self.layer, n_units, random)
+            self.units, self.weight_units = chosen.units, chosen.weight_units
+            self.inputs, self.n_inputs = chosen.inputs, chosen.n_inputs
 
     @property
     def dims(self) -> int:
@@ -127,13 +141,27 @@ class LayerSampler:
             if chosen is not None and chosen.device != device:
                 setattr(self, name, chosen.to(device))
 
-    def weights(self) -> Tensor:
-        """A copy of the weights of the watched units, shape (units, fan-in), not below float32."""
+    def weights(self) -> Tensor | None:
+        """A copy of the weights of the watched units, shape (units, fan-in), not below float32.
+
+        None where they are computed, or no longer of the size for which the units were chosen.
+        """
+        if not self.layer.readable_weights or parametrize.is_parametrized(self.part, "weight"):
+            return None
         weight = unit_weights(self.part)
+        if weight.shape != (self.layer.n_units, self.layer.fan_in):
+            return None
         if self.weight_units is not None:
-            weight = weight.index_select(0, self.weight_units)
+            weight = weight.index_select(0, self.weight_units.to(weight.device))
             return weight if weight.dtype.itemsize >= 4 else weight.float()
         return weight.clone() if weight.dtype.itemsize >= 4 else weight.float()
+
+
+def _n_inputs(part: nn.Module, layer: WatchedLayer) -> int:
+    """Columns or channels that the layer takes."""
+    n_in = layer.fan_in if isinstance(part, nn.Linear) else part.in_channels
+    assert isinstance(n_in, int)
+    return n_in
 
 
 def _choice(n: int, wanted: int, random: RandomStream) -> Tensor | None:

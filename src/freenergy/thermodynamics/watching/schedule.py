@@ -44,7 +44,7 @@ class Schedule:
         self.n_read = 0
         self.own_seconds = 0.0
         self.training_seconds = 0.0
-        self._step_read = 0
+        self._step_read = self._step_before = 0
         self._began: float | None = None
         self._own_before = 0.0
         self._typical: float | None = None
@@ -77,13 +77,18 @@ class Schedule:
     def begin_reading(self) -> None:
         """Count the cost of a reading from here."""
         self.n_read += 1
-        self._step_read = self.n_steps
+        self._step_before, self._step_read = self._step_read, self.n_steps
         self._own_at_read = self.own_seconds
 
     def end_reading(self) -> None:
         """The reading is done: its cost is what the next one will have."""
         cost = self.own_seconds - self._own_at_read
         self._cost = cost if self.n_read == 1 else 0.5 * (self._cost + cost)
+
+    def cancel_reading(self) -> None:
+        """The pass failed before there was anything to read: the next one may be read instead."""
+        self.n_read -= 1
+        self._step_read = self._step_before
 
     def timed(self, hook: Callable[..., None]) -> Callable[..., None]:
         """The same hook, whose time counts as the instrument's own."""

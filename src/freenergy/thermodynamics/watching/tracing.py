@@ -31,8 +31,8 @@ class LayerTrace:
         Copy from before the pass.
     inputs, outputs, gradients : Tensor or None
         Of shape (sites, units); outputs are pre-activations, gradients those of the loss.
-    n_sites : int
-        Rows times places that a unit has a pre-activation for; 0 where none were seen.
+    n_sites, n_rows : int
+        Rows times places that a unit has a pre-activation for, and rows; 0 where none were seen.
     scale, shift : Tensor or None
         Of a normalisation between the layer and its activation.
     activation : nn.Module or None
@@ -44,6 +44,7 @@ class LayerTrace:
     outputs: Tensor | None = None
     gradients: Tensor | None = None
     n_sites: int = 0
+    n_rows: int = 0
     scale: Tensor | None = None
     shift: Tensor | None = None
     activation: nn.Module | None = None
@@ -82,22 +83,29 @@ class Pass:
     clock: Callable[[Callable[..., None]], Callable[..., None]]
     traces: list[LayerTrace] = field(default_factory=list)
     n_called: int = 0
+    returned: bool = False
     has_gradient: bool = False
     waited: int = 0
+    _in_parts: bool = False
     _versions: int = -1
     _origins: dict[int, _Origin] = field(default_factory=dict)
     _handles: list[RemovableHandle] = field(default_factory=list)
 
-    def begin(self, root: nn.Module) -> None:
-        """Copy the weights, and hook the modules that are followed."""
+    def begin(self, root: nn.Module, entry: nn.Module) -> None:
+        """Copy the weights, and hook the modules that are followed.
+
+        Parameters
+        ----------
+        root : nn.Module
+        entry : nn.Module
+            Whose call is the pass: the root, or that of its parts which is called first.
+        """
+        self._in_parts = entry is not root
         self._versions = _versions(root)
         for sampler in self.samplers:
             trace = LayerTrace()
             sampler.layer.calls = 0
-            weight = sampler.part.weight if sampler.layer.readable_weights else None
-            if isinstance(weight, Tensor):
-                sampler.to(weight.device)
-                trace.weights = sampler.weights()
+            trace.weights = sampler.weights()
             bias = getattr(sampler.part, "bias", None)
             trace.biases = None if bias is None else bias.detach().clone()
             self.traces.append(trace)
@@ -115,7 +123,13 @@ class Pass:
                 continue
             timed = self.clock(hook)
             self._handles.append(part.register_forward_hook(timed, with_kwargs=True))
-        self._handles.append(root.register_forward_hook(lambda *_: self.end_forward()))
+        self._handles.append(entry.register_forward_hook(lambda *_: self._return()))
+
+    def _return(self) -> None:
+        """The call that is the pass came to its end; parts that follow it belong to it too."""
+        self.returned = True
+        if not self._in_parts:
+            self.end_forward()
 
     def end_forward(self) -> None:
         """Unhook the modules, and let go of what they passed on."""
@@ -151,7 +165,9 @@ class Pass:
         linked = origin is not None and origin.activated
         layer.below = origin.layer if origin is not None and linked else -1
         layer.gain = origin.gain if origin is not None and linked else 1.0
-        trace.inputs = self.sites.take(sampler.view(given.detach()), sampler.inputs)
+        columns = sampler.view(given.detach())
+        if columns.shape[1] == sampler.n_inputs:
+            trace.inputs = self.sites.take(columns, sampler.inputs)
         self._read(index, output)
         self._origins[id(output)] = _Origin(output, index, False)
 
@@ -192,6 +208,7 @@ class Pass:
             return
         trace.outputs = self.sites.take(sampler.view(output.detach()), sampler.units)
         trace.n_sites = output.numel() // sampler.layer.n_units
+        trace.n_rows = len(output) if output.dim() > 1 else 1
         if trace.handle is not None:
             trace.handle.remove()
         if not output.requires_grad:
@@ -200,6 +217,8 @@ class Pass:
         def keep(gradient: Tensor) -> None:
             trace.gradients = self.sites.take(sampler.view(gradient.detach()), sampler.units)
             self.has_gradient = True
+            if self._in_parts:
+                self.end_forward()
 
         trace.handle = output.register_hook(self.clock(keep))
 
@@ -219,13 +238,13 @@ class Pass:
     def can_learn(self) -> bool:
         """Whether there is a weight that an update could change."""
         return any(
-            trace.weights is not None and sampler.part.weight.requires_grad
+            trace.weights is not None and sampler.layer.trainable
             for trace, sampler in zip(self.traces, self.samplers, strict=True)
         )
 
 
-def _differ(before: Tensor, now: Tensor) -> bool:
-    return now.device != before.device or not torch.equal(before, now)
+def _differ(before: Tensor, now: Tensor | None) -> bool:
+    return now is None or now.device != before.device or not torch.equal(before, now)
 
 
 def _versions(root: nn.Module) -> int:
