@@ -298,3 +298,70 @@ def test_a_stream_on_a_gpu_is_seeded_and_restored():
     other.restore(state)
     assert torch.equal(other.bernoulli_(p.clone()), first)
     assert torch.equal(stream.bernoulli_(torch.ones_like(p)), torch.ones_like(p))
+
+
+# ---- draws of a device ---------------------------------------------------------------------------
+
+
+class DeviceStream(RandomStream):
+    """A stream whose draws are torch's, as those on a GPU are."""
+
+    def __init__(self, seed=None, device="cpu"):
+        super().__init__(seed, device)
+        self._device_generator = self._new_generator()
+        self._device_generator.manual_seed(int(self.integers(0, 2**31, 1)))
+
+
+def test_the_cpu_has_no_generator_that_a_recording_has_to_know():
+    assert RandomStream(0).generator is None
+    assert DeviceStream(0).generator is not None
+
+
+def test_draws_of_a_device_go_on_from_a_stored_state():
+    stream = DeviceStream(0)
+    stream.uniform_(torch.empty(7))
+    state = json.loads(json.dumps(stream.state()))
+    expected = stream.uniform_(torch.empty(9)), stream.permutation(9)
+    for other in (stream, DeviceStream(1)):
+        held = other.generator
+        other.restore(state)
+        assert other.generator is held
+        assert_same_draws(other, expected)
+
+
+def test_a_new_generator_goes_on_from_a_state():
+    stream = DeviceStream(0)
+    state, held = stream.state(), stream.generator
+    expected = stream.uniform_(torch.empty(9)), stream.permutation(9)
+    stream.renew(state)
+    assert stream.generator is not held
+    assert_same_draws(stream, expected)
+
+
+def assert_same_draws(stream: RandomStream, expected: tuple) -> None:
+    found = stream.uniform_(torch.empty(9)), stream.permutation(9)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_another_seed_leaves_the_generator_in_its_place():
+    """A recorded graph draws from the generator that it was told of."""
+    stream, fresh = DeviceStream(0), DeviceStream(5)
+    held = stream.generator
+    stream.reseed(5)
+    assert stream.generator is held
+    assert stream.state() == fresh.state()
+
+
+def test_memory_of_draws_on_a_device_is_not_used_twice():
+    """A recorded graph goes on writing to its addresses."""
+    stream = DeviceStream(0)
+    first, second = (stream._buffer(torch.Size([3, 2]), torch.float32) for _ in range(2))
+    assert first.data_ptr() != second.data_ptr()
+
+
+@pytest.mark.parametrize("kind", [RandomStream, DeviceStream])
+def test_a_probability_that_is_not_a_number_gives_zero(kind):
+    """Training that diverged is told so by its parameters, and has to live till then."""
+    states = kind(0).bernoulli_(torch.tensor([torch.nan, 0.0, 1.0]))
+    assert states.tolist() == [0.0, 0.0, 1.0]

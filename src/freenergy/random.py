@@ -16,7 +16,9 @@ class RandomStream:
 
     Sampling is what a Gibbs step costs beyond its matrix products, so the source matters: on the
     CPU the uniforms are cut from the words of NumPy's SFC64 generator, several times faster than
-    ``torch.rand``; on any other device they come from a :class:`torch.Generator`.
+    ``torch.rand``; on any other device they come from a :class:`torch.Generator`. On a GPU that is
+    Philox, a function of a seed and a counter (Salmon et al. 2011): each draw is computed where it
+    is used, and a recorded CUDA graph goes on in it at each replay.
 
     CPU uniforms have 24 random bits for every dtype, so that one seed gives one chain of states
     in single and in double precision. A probability below :math:`2^{-24}` is therefore resolved
@@ -58,7 +60,7 @@ class RandomStream:
             self._host = np.random.Generator(np.random.SFC64(seed))
         self._device_generator: torch.Generator | None = None
         if self.device.type != "cpu":
-            self._device_generator = torch.Generator(self.device)
+            self._device_generator = self._new_generator()
             self._device_generator.manual_seed(int(self.integers(0, 2**31, 1)))
         self._scratch: dict[torch.dtype, Tensor] = {}
 
@@ -66,9 +68,27 @@ class RandomStream:
         """Without the scratch memory, which is made again when needed."""
         return vars(self) | {"_scratch": {}}
 
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Torch's generator, which a recording of draws has to know; None on the CPU."""
+        return self._device_generator
+
     def reseed(self, seed: int | np.random.SeedSequence) -> None:
         """Start anew from another seed, for all who draw from this stream."""
-        vars(self).update(vars(RandomStream(seed, self.device)))
+        fresh = type(self)(seed, self.device)
+        self._host = fresh._host
+        if self._device_generator is not None and fresh._device_generator is not None:
+            # The generator stays: a recorded graph may draw from it.
+            self._device_generator.set_state(fresh._device_generator.get_state())
+
+    def renew(self, state: dict[str, Any]) -> None:
+        """Continue from a state with another generator.
+
+        One that a failed recording left in the middle refuses to draw ever after.
+        """
+        if self._device_generator is not None:
+            self._device_generator = self._new_generator()
+        self.restore(state)
 
     def uniform_(self, out: Tensor) -> Tensor:
         """Fill a tensor with draws from [0, 1)."""
@@ -95,6 +115,7 @@ class RandomStream:
             # Compared in double precision: rounding a draw up to 1.0 would refuse p = 1.
             draws = torch.from_numpy(self._host.uniform(size=tuple(probability.shape)))
             return probability.copy_(draws < probability)
+        # Not torch's own bernoulli_: on a GPU it takes the whole process down where p is NaN.
         draws = self.uniform_(self._buffer(probability.shape, probability.dtype))
         return torch.lt(draws, probability, out=probability)
 
@@ -162,8 +183,17 @@ class RandomStream:
                 raise ValueError(f"the stored random state was not one of {self.device.type}")
             self._device_generator.set_state(torch.tensor(state["device"], dtype=torch.uint8))
 
+    def _new_generator(self) -> torch.Generator:
+        return torch.Generator(self.device)
+
     def _buffer(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """A view of reusable memory: allocating afresh costs more than the comparison."""
+        """A view of reusable memory: allocating afresh costs more than the comparison.
+
+        Not on other devices. Their allocators keep memory at hand, and a recorded graph goes on
+        writing to the addresses that it was given, which must not go to another tensor.
+        """
+        if self._device_generator is not None:
+            return torch.empty(shape, dtype=dtype, device=self.device)
         size = shape.numel()
         if dtype not in self._scratch or self._scratch[dtype].numel() < size:
             self._scratch[dtype] = torch.empty(size, dtype=dtype, device=self.device)

@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 import freenergy as fe
@@ -781,3 +782,30 @@ def test_devices_are_checked(binary, small):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device 'cuda' was asked for, but torch finds no GPU"):
             small(device="cuda").fit(binary())
+
+
+def test_products_of_fewer_bits_need_single_precision(binary, small):
+    x = binary()
+    with pytest.raises(ValueError, match="precision='bf16' is for models in float32"):
+        small(precision="bf16").fit(x)
+    found = small(precision="bf16").fit(x.astype(np.float32))
+    plain = small().fit(x.astype(np.float32))
+    assert found.components_.dtype == np.float32
+    assert 0 < np.abs(found.components_ - plain.components_).max() < 0.1
+    with pytest.raises(ValueError, match="precision must be one of"):
+        small(precision="half").fit(x)
+
+
+def test_another_precision_is_no_way_to_go_on(binary, small):
+    x = binary().astype(np.float32)
+    rbm = small().partial_fit(x)
+    with pytest.raises(ValueError, match="precision changed since training started"):
+        rbm.set_params(precision="bf16").partial_fit(x)
+
+
+def test_the_precision_is_stored_with_the_estimator(binary, small, tmp_path):
+    rbm = small(precision="bf16").fit(binary().astype(np.float32))
+    rbm.save(tmp_path / "rbm.safetensors")
+    other = fe.BernoulliRBM.load(tmp_path / "rbm.safetensors")
+    assert (other.precision, other._trainer.options.precision) == ("bf16", "bf16")
+    assert clone(other).precision == "bf16"

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn.utils import skip_init
 
+from freenergy.distributed import ALONE, Group
 from freenergy.estimators.base import as_array, as_device, order_stream
 from freenergy.estimators.unsupervised import UnsupervisedEstimator
 from freenergy.estimators.validation import unchanged_on_error, within
@@ -108,6 +109,10 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         without end. None visits all rows.
     device : str, default="cpu"
         ``"cpu"``, ``"cuda"``, any torch device, or ``"auto"``: a GPU where there is one.
+    precision : {"float32", "tf32", "bf16"}, default="float32"
+        Of the factors of the matrix products in an update. GPUs multiply faster where they have
+        fewer bits; parameters, sums and everything after the fit stay in single precision. Other
+        than "float32" it needs float32 data. See :class:`~freenergy.training.TrainingOptions`.
     validation_fraction : float, default=0.0
         Share of the rows of ``fit`` that are held out: their free energy, and with ``"ptt"`` their
         log-likelihood, goes to ``history_``.
@@ -200,6 +205,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         shuffle: bool = True,
         updates_per_epoch: int | None = None,
         device: str = "cpu",
+        precision: str = "float32",
         validation_fraction: float = 0.0,
         monitors: Sequence[Monitor] = (),
         callback: Callable[[Trainer], None] | None = None,
@@ -231,6 +237,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         self.shuffle = shuffle
         self.updates_per_epoch = updates_per_epoch
         self.device = device
+        self.precision = precision
         self.validation_fraction = validation_fraction
         self.monitors = monitors
         self.callback = callback
@@ -413,6 +420,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         width: float = 1.0,
         time_budget: float = 600.0,
         random_state: int | None = 0,
+        group: Group = ALONE,
     ) -> LogPartition:
         r"""Estimate :math:`\ln Z` with an interval and a verdict on whether to trust it.
 
@@ -430,6 +438,9 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         time_budget : float, default=600.0
             Seconds.
         random_state : int or None, default=0
+        group : Group, default=ALONE
+            Processes that divide the chains; all of them call this. See
+            :func:`freenergy.distributed.group_now`.
 
         Returns
         -------
@@ -451,6 +462,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
             width=width,
             time_budget=time_budget,
             random=RandomStream(random_state, self._model_device()),
+            group=group,
         )
 
     def log_likelihood(
@@ -544,7 +556,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         return tuple(monitors)
 
     def _after_epoch(self, trainer: Trainer) -> None:
-        if self.verbose:
+        if self.verbose and trainer.group.rank == 0:
             self._print_epoch(trainer)
         if self.callback is not None:
             self.callback(trainer)

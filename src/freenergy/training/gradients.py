@@ -70,6 +70,8 @@ class GradientEstimator(ABC):
 
     chain_axes: ClassVar[dict[str, int]] = {}
     """Names of chains in the state that processes divide, each an attribute, and their axes."""
+    recordable: ClassVar[bool] = True
+    """Whether an update asks the device for no number, so that a CUDA graph can repeat it."""
     group: Group = ALONE
 
     def __init__(self, model: RBM, options: TrainingOptions, random: RandomStream) -> None:

@@ -13,6 +13,7 @@ from freenergy.normalization.constraints import CONSTRAINTS
 __all__ = [
     "METHODS",
     "OPTIMIZERS",
+    "PRECISIONS",
     "LoopOptions",
     "TrainingOptions",
     "check_not_negative",
@@ -27,6 +28,9 @@ METHODS = ("cd", "pcd", "emf", "ptt")
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 """Optimisers that :class:`LoopOptions` knows."""
+
+PRECISIONS = ("float32", "tf32", "bf16")
+"""Precisions of matrix products that :class:`TrainingOptions` knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +177,11 @@ class TrainingOptions(LoopOptions):
         Whether mean-field states go on from update to update, or start at each batch.
     centered : bool, default=True
         Subtract running means of the units in the gradient, which makes it invariant to flips.
+    precision : {"float32", "tf32", "bf16"}, default="float32"
+        Of the factors of the matrix products in an update of a single-precision model:
+        ``"float32"`` leaves torch's setting alone, ``"tf32"`` lets a GPU round them to 10 bits of
+        mantissa, ``"bf16"`` rounds them to 7 bits, on any device (the products of the ladder of
+        ``"ptt"`` stay as they are). Sums, parameters, and all else are float32.
 
     Raises
     ------
@@ -192,9 +201,11 @@ class TrainingOptions(LoopOptions):
     damping: float = 0.5
     persistent: bool = True
     centered: bool = True
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         check_one_of("method", self.method, METHODS)
+        check_one_of("precision", self.precision, PRECISIONS)
         super().__post_init__()
         for name in ("n_steps", "mean_field_order"):
             check_whole(name, getattr(self, name), 1)

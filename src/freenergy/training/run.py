@@ -34,6 +34,7 @@ from freenergy.models import RBM, get_unit
 from freenergy.random import RandomStream
 from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from freenergy.training.options import TrainingOptions, check_whole
+from freenergy.training.precision import check_precision
 from freenergy.training.rows import Rows
 from freenergy.training.trainer import Monitor, Trainer, initialize
 from freenergy.training.trajectory import ladder_of
@@ -105,6 +106,7 @@ class RunConfig:
             get_unit(unit)
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
+        check_precision(self.options.precision, getattr(torch, self.dtype))
 
     def to_json(self) -> str:
         """The configuration as indented JSON."""

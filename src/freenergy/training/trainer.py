@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -17,6 +19,7 @@ from freenergy.models import RBM, DiscriminativeRBM
 from freenergy.normalization.constraints import apply_constraint
 from freenergy.random import RandomStream
 from freenergy.training.estimators import gradient_estimator
+from freenergy.training.graphs import RecordedUpdate, recorder_for
 from freenergy.training.members import (
     Members,
     average_gradient,
@@ -26,8 +29,10 @@ from freenergy.training.members import (
     pooled,
 )
 from freenergy.training.options import LoopOptions, TrainingOptions
+from freenergy.training.precision import check_precision, products_in
 from freenergy.training.rows import LabelledRows, Part, Rows, StreamedRows, rows_in
 from freenergy.training.stopping import StopTraining
+from freenergy.training.transfer import ahead
 
 __all__ = [
     "START_SCALE",
@@ -38,6 +43,8 @@ __all__ = [
     "has_diverged",
     "initialize",
 ]
+
+_log = logging.getLogger(__name__)
 
 START_SCALE = 0.01
 """Standard deviation of the weights at their start."""
@@ -218,12 +225,23 @@ class Trainer:
         if gradient is None:
             gradient = gradient_estimator(cast(RBM, model), cast(TrainingOptions, options), random)
         self.gradient = gradient
-        self.optimizer = _optimizer(model, options)
+        check_precision(getattr(options, "precision", "float32"), next(model.parameters()).dtype)
+        self._recording = self._new_recording()
+        self.optimizer = _optimizer(model, options, recorded=self._recording is not None)
+        self._rate = math.nan
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.certificate: dict[str, Any] | None = None
         self.group = ALONE
         self._members: Members | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the recording, which is of a device's addresses, and is made again."""
+        return vars(self) | {"_recording": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._recording = self._new_recording()
 
     def fit(
         self,
@@ -263,6 +281,9 @@ class Trainer:
         ``on_epoch`` is called in all of them.
         """
         with self._divided(group_now()):
+            if self._recording is None or self.group.size > 1:
+                place = type(self.gradient).__name__, _device(self.model), self.group.size
+                _log.info("no CUDA graph of the updates: %s on %s, processes: %d", *place)
             while self.epoch < self.options.n_epochs:
                 good = self.state()
                 try:
@@ -323,12 +344,12 @@ class Trainer:
         rate = options.learning_rate_at(self.epoch)
         order = self.order if options.shuffle else None
         n, done, own, updates = _epoch_rows(rows, options), 0, 0, 0
+        follow = self._way(n)
         # Closed, so that whatever reads ahead stops with the epoch.
         with closing(self._batches(rows, order)) as batches:
             for batch in batches:
-                for group in self.optimizer.param_groups:
-                    group["lr"] = options.learning_rate_at(self.epoch + (done / n if n else 0))
-                self.update(batch)
+                self.use_rate(options.learning_rate_at(self.epoch + (done / n if n else 0)))
+                follow(batch)
                 updates += 1
                 done += rows_in(batch)
                 own += rows_in(batch.batch if isinstance(batch, Part) else batch)
@@ -363,8 +384,32 @@ class Trainer:
         """The batches of an epoch, or this process's parts of them."""
         size, limit = self.options.batch_size, self.options.updates_per_epoch
         if self.group.size == 1:
-            return rows.batches(size, order, limit)
-        return rows.parts(size, self.group.portion, order, limit)
+            batches = rows.batches(size, order, limit)
+        else:
+            batches = rows.parts(size, self.group.portion, order, limit)
+        return batches if rows.resident else ahead(batches, _device(self.model))
+
+    def _new_recording(self) -> RecordedUpdate | None:
+        """What records the updates; None where the gradient or the device does not let it."""
+        if not getattr(self.gradient, "recordable", False):
+            return None
+        recorder = recorder_for(_device(self.model))
+        if recorder is None:
+            return None
+        return RecordedUpdate(self.update, self._owners, recorder, self.random)
+
+    def _owners(self) -> list[Any]:
+        """All that holds tensors of an update."""
+        kept = [dict(state) for state in self.optimizer.state.values()]
+        return [vars(self.gradient).copy(), [p.grad for p in self.model.parameters()], kept]
+
+    def _way(self, n_rows: int | None) -> Callable[[Any], None]:
+        """How updates are made in an epoch of so many rows: one by one, or recorded."""
+        recording, size = self._recording, self.options.batch_size
+        if recording is None or self.group.size > 1:
+            return self.update
+        size = size if n_rows is None else min(size, n_rows)
+        return lambda batch: recording(batch, size)
 
     def _average_buffers(self) -> None:
         """One value for what layers keep of the data, of which each process saw a part."""
@@ -392,12 +437,24 @@ class Trainer:
 
     def update(self, batch: Any) -> None:
         """Follow the gradient of one batch: rows of shape (n, n_features), labelled or not."""
-        self._compute(batch)
+        with products_in(getattr(self.options, "precision", "float32")):
+            self._compute(batch)
         if self.options.l1 > 0:
             for weight in _weights(self.model):
                 if weight.grad is not None:
                     weight.grad.add_(weight.detach().sign(), alpha=self.options.l1)
         self.optimizer.step()
+
+    def use_rate(self, rate: float) -> None:
+        """Learn at this rate in the coming updates."""
+        groups = self.optimizer.param_groups
+        if not isinstance(groups[0]["lr"], Tensor):
+            for group in groups:
+                group["lr"] = rate
+        elif rate != self._rate:
+            # One tensor for all groups, from which recorded updates read it.
+            groups[0]["lr"].fill_(rate)
+        self._rate = rate
 
     def constrain(self) -> None:
         """Apply the constraint on the weights, where ``options`` asks for one."""
@@ -436,6 +493,8 @@ class Trainer:
         Another number of processes than that which wrote it divides the chains anew, and draws
         other random numbers, which follow from the stored ones.
         """
+        if self._recording is not None:
+            self._recording.forget()  # It would go on with the tensors that are replaced here.
         with torch.no_grad():
             for name, tensor in self.model.state_dict().items():
                 tensor.copy_(tensors[f"model.{name}"])
@@ -487,20 +546,35 @@ def _weights(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.dim() > 1]
 
 
-def _optimizer(model: nn.Module, options: LoopOptions) -> torch.optim.Optimizer:
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _optimizer(
+    model: nn.Module, options: LoopOptions, *, recorded: bool = False
+) -> torch.optim.Optimizer:
+    """Torch's optimiser; to be recorded, with its rate and its counters on the device."""
     groups: list[dict[str, Any]] = [
         {"params": _weights(model), "weight_decay": options.l2},
         {"params": [p for p in model.parameters() if p.dim() <= 1]},
     ]
-    rate, momentum = options.learning_rate, options.momentum
+    rate: Any = options.learning_rate
+    momentum = options.momentum
+    if recorded:
+        # In single precision whatever the model's: the fused kernels read it as that.
+        rate = torch.tensor(rate, dtype=torch.float32, device=_device(model))
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=True)
     if options.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=rate, fused=True)
+        return torch.optim.Adam(groups, lr=rate, fused=True, capturable=recorded)
     if options.optimizer == "adamw":
         # Its own default decays biases as well.
-        return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, fused=True)
-    return torch.optim.RMSprop(groups, lr=rate, momentum=momentum)
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, fused=True, capturable=recorded)
+    # Its plain loop would ask the device for the rate.
+    foreach = True if recorded else None
+    return torch.optim.RMSprop(
+        groups, lr=rate, momentum=momentum, capturable=recorded, foreach=foreach
+    )
 
 
 def _add_likelihoods(record: dict[str, Any], beta: float) -> None:

@@ -122,6 +122,7 @@ class TrajectoryTempering(PersistentContrastiveDivergence):
         "ladder_from_base": 1,
         "ladder_arrivals": 0,
     }
+    recordable: ClassVar[bool] = False  # The ladder grows as the host decides.
 
     def __init__(self, model: RBM, options: TrainingOptions, random: RandomStream) -> None:
         super().__init__(model, options, random)
