@@ -1,4 +1,4 @@
-"""How time and memory of a training grow with the rows, the units, the batch and the steps.
+"""How the cost of a training grows with rows, units, batch, steps, and with the processes.
 
     python benchmarks/scaling.py [--quick] [--markdown] [--out scaling.html]
     python benchmarks/scaling.py --paper        # a model of 10⁹ weights on 64 GPUs
@@ -12,6 +12,12 @@ log–log line over its upper half, with the standard error of the fit, beside t
 operations that scaling_paper.py counts, at the same points.
 
 Where rows are read from a file while they are learned from, the peak is that of a whole ``fit``.
+
+Processes need a clock: scaling_processes.py trains in one of them, and in all together, within each
+round. With 1000 rows for each of them the time of an update should stay as it is, exponent 0; with
+2000 rows in all it should fall as their number grows, exponent −1. Beside it stands the efficiency,
+the rate of each process over that of one alone. Where the machine has other work to do, the one by
+processor time is the better guide.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +48,7 @@ from freenergy.report import Curve, LineChart, Page, Section, Table, Verdict, wr
 from freenergy.training import Trainer, TrainingOptions, as_rows
 from scaling_paper import Update, tables
 from scaling_paper import markdown as markdown_table
+from scaling_processes import Shared, measure
 
 BASE = Update()
 
@@ -49,6 +56,9 @@ CHUNK_SECONDS = 0.03
 """Processor time of the updates between two looks at the clock."""
 
 FILE_WIDTH, FILE_HIDDEN, BUFFER_BYTES = 784, 32, 2**24
+
+ROWS_EACH, ROWS_IN_ALL = 1000, 2000
+"""Of an update, as the number of processes grows."""
 
 
 @dataclass(frozen=True)
@@ -300,7 +310,10 @@ def row_of(line: Line) -> list[str]:
 
 
 def with_error(value: float, error: float) -> str:
-    return f"{value:.3f} ± {error:.3f}" if math.isfinite(value) else "–"
+    """Two points have a slope, but no error."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.3f} ± {error:.3f}" if math.isfinite(error) else f"{value:.3f}"
 
 
 def local_exponents(line: Line) -> list[str]:
@@ -341,6 +354,91 @@ def file_table(sizes: Sequence[int], peaks: dict[str, list[float]]) -> tuple[lis
     return head, [*rows, ["exponent", "1", *slopes]]
 
 
+# ---- processes -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProcessLine:
+    """Updates of more and more processes; ``power`` is the exponent where nothing is lost."""
+
+    label: str
+    power: int
+    found: tuple[Shared, ...]
+
+    @property
+    def values(self) -> list[int]:
+        return [1, *(shared.n_processes for shared in self.found)]
+
+    def seconds(self, way: str = "clock") -> list[float]:
+        """An update of one process, and of the others together."""
+        one = float(np.median([getattr(shared.alone, way) for shared in self.found]))
+        return [one, *(getattr(shared.together, way) for shared in self.found)]
+
+
+def measure_processes(quick: bool) -> list[ProcessLine]:
+    """Both lines, from one process to one for each core; none where there is a single core."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    sizes = [2**i for i in range(1, (n_cores or 1).bit_length())]
+    n_updates, n_rounds = (10, 4) if quick else (30, 7)
+    each, in_all = [], []
+    for n in sizes:
+        each.append(measure(n, ROWS_EACH, n * ROWS_EACH, n_updates, n_rounds))
+        in_all.append(measure(n, ROWS_IN_ALL, ROWS_IN_ALL, n_updates, n_rounds))
+    if not sizes:
+        return []
+    return [
+        ProcessLine(f"processes, {ROWS_EACH:,} rows each", 0, tuple(each)),
+        ProcessLine(f"processes, {ROWS_IN_ALL:,} rows in all", -1, tuple(in_all)),
+    ]
+
+
+PROCESS_COLUMNS = (
+    "grows",
+    "from, to",
+    "time at its start",
+    "at its end",
+    "exponent",
+    "of processor time",
+    "ideal",
+    "efficiency at its end",
+    "by processor time",
+)
+
+
+def process_row(line: ProcessLine) -> list[str]:
+    """A line of the table."""
+    x, seconds, last = line.values, line.seconds(), line.found[-1]
+    return [
+        line.label,
+        f"{x[0]}, {x[-1]}",
+        f"{1e3 * seconds[0]:.4g} ms",
+        f"{1e3 * seconds[-1]:.4g} ms",
+        with_error(*exponent(x, seconds)),
+        with_error(*exponent(x, line.seconds("processor"))),
+        str(line.power),
+        f"{last.efficiency:.3f}",
+        f"{last.by_processor:.3f}",
+    ]
+
+
+def process_chart(lines: Sequence[ProcessLine]) -> LineChart:
+    """An update over the number of processes, beside what it would be if nothing were lost."""
+    curves = []
+    for line in lines:
+        x, y = line.values, 1e3 * np.asarray(line.seconds())
+        curves.append(Curve(line.label, x, y))
+        ideal = y[0] * np.asarray(x, float) ** line.power
+        curves.append(Curve(f"{line.label}: nothing lost", x, ideal, dash=True))
+    return LineChart(
+        "Processes",
+        "processes",
+        "an update by the clock (ms)",
+        curves,
+        log_x=True,
+        log_y=True,
+    )
+
+
 # ---- what is shown -------------------------------------------------------------------------------
 
 
@@ -379,15 +477,51 @@ def memory_chart(line: Line) -> LineChart:
     )
 
 
-def page(lines: Sequence[Line], files: tuple[Sequence[int], dict[str, list[float]]]) -> Page:
+Files = tuple[Sequence[int], dict[str, list[float]]]
+
+
+def page(lines: Sequence[Line], files: Files | None, processes: Sequence[ProcessLine]) -> Page:
     """The report: tables, and the log–log lines."""
-    sizes, peaks = files
-    worst = max(
-        abs(exponent(x.axis.values, x.seconds)[0] - exponent(x.axis.values, ops)[0])
-        for x in lines
-        for ops in [[x.axis.operations(value) for value in x.axis.values]]
+    sections = []
+    if lines:
+        sections = [
+            Section("Exponents", [Table(COLUMNS, [row_of(line) for line in lines])]),
+            Section("Time", [chart(line) for line in lines]),
+            Section("Memory", [memory_chart(line) for line in lines]),
+        ]
+    if files is not None:
+        content = [file_chart(*files), Table(*file_table(*files))]
+        sections.append(Section("Rows that stay in their file", content))
+    if processes:
+        table = Table(PROCESS_COLUMNS, [process_row(line) for line in processes])
+        sections.append(Section("Processes", [process_chart(processes), table]))
+    return Page(
+        "Scaling",
+        "Does the cost grow as the work grows?",
+        Verdict("info", verdict(lines)),
+        sections,
+        {"machine": machine(), "command": " ".join(["python", *sys.argv])},
     )
-    read = LineChart(
+
+
+def verdict(lines: Sequence[Line]) -> str:
+    """One sentence on all lines."""
+    if not lines:
+        return "No line was measured beside which operations can be counted."
+    gaps = []
+    for line in lines:
+        x = line.axis.values
+        operations = [line.axis.operations(value) for value in x]
+        gaps.append(abs(exponent(x, line.seconds)[0] - exponent(x, operations)[0]))
+    return (
+        "On the upper half of each line the exponent of the time differs from that of the "
+        f"operations by at most **{max(gaps):.2f}**."
+    )
+
+
+def file_chart(sizes: Sequence[int], peaks: dict[str, list[float]]) -> LineChart:
+    """Memory over the rows of a file."""
+    return LineChart(
         "Rows of a file",
         "rows",
         "peak memory of a fit (MB)",
@@ -395,22 +529,6 @@ def page(lines: Sequence[Line], files: tuple[Sequence[int], dict[str, list[float
         log_x=True,
         log_y=True,
         note=f"The buffer of the stream has {BUFFER_BYTES / 1e6:.0f} MB.",
-    )
-    return Page(
-        "Scaling",
-        "Does the cost grow as the work grows?",
-        Verdict(
-            "info",
-            f"On the upper half of each line the exponent of the time differs from that of the "
-            f"operations by at most **{worst:.2f}**.",
-        ),
-        [
-            Section("Exponents", [Table(COLUMNS, [row_of(line) for line in lines])]),
-            Section("Time", [chart(line) for line in lines]),
-            Section("Memory", [memory_chart(line) for line in lines]),
-            Section("Rows that stay in their file", [read, Table(*file_table(sizes, peaks))]),
-        ],
-        {"machine": machine(), "command": " ".join(["python", *sys.argv])},
     )
 
 
@@ -438,7 +556,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="shorter lines, in a minute")
     parser.add_argument("--rounds", type=int, default=None, help="3, or 2 with --quick")
     parser.add_argument("--budget", type=float, default=0.3, help="seconds of a measurement")
-    parser.add_argument("--only", default="", help="lines whose name contains this")
+    parser.add_argument("--only", default="", help="what has this in its name")
     parser.add_argument("--out", type=Path, help="an HTML page with the lines")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--json", type=Path, help="a file for the numbers")
@@ -449,25 +567,41 @@ def main() -> None:
         return
     rounds = options.rounds or (2 if options.quick else 3)
     chosen = [axis for axis in axes(options.quick) if options.only in axis.name]
-    if not chosen:
+    files_too, processes_too = (options.only in name for name in ("rows of a file", "processes"))
+    if not (chosen or files_too or processes_too):
         parser.error(f"no line has {options.only!r} in its name")
     lines = []
     for axis in chosen:
         print(f"{axis.label} ...", file=sys.stderr, flush=True)
         lines.append(measure_axis(axis, rounds, options.budget))
-    print("rows of a file ...", file=sys.stderr, flush=True)
-    files = measure_files(options.quick)
-    show(COLUMNS, [row_of(line) for line in lines], options.markdown)
+    files, processes = None, []
+    if files_too:
+        print("rows of a file ...", file=sys.stderr, flush=True)
+        files = measure_files(options.quick)
+    if processes_too:
+        # Last: it leaves threads behind, with which this process must not be forked.
+        print("processes ...", file=sys.stderr, flush=True)
+        processes = measure_processes(options.quick)
+    if lines:
+        show(COLUMNS, [row_of(line) for line in lines], options.markdown)
     for line in lines:
         print(f"{line.axis.label}: {', '.join(local_exponents(line))}")
     print()
-    show(*file_table(*files), options.markdown)
+    if files is not None:
+        show(*file_table(*files), options.markdown)
+    if processes:
+        show(PROCESS_COLUMNS, [process_row(line) for line in processes], options.markdown)
+        loads = [f"{shared.load:.1f}" for line in processes for shared in line.found]
+        print(f"load before each of the processes' measurements: {', '.join(loads)}")
     print(machine())
     if options.json is not None:
-        found = {x.axis.name: [x.axis.values, x.seconds, x.gained] for x in lines}
-        options.json.write_text(json.dumps({"machine": machine(), "lines": found, "files": files}))
+        numbers = {x.axis.name: [x.axis.values, x.seconds, x.gained] for x in lines}
+        numbers |= {x.label: [asdict(shared) for shared in x.found] for x in processes}
+        options.json.write_text(
+            json.dumps({"machine": machine(), "lines": numbers, "files": files})
+        )
     if options.out is not None:
-        print(write(page(lines, files), options.out))
+        print(write(page(lines, files, processes), options.out))
 
 
 if __name__ == "__main__":

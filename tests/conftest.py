@@ -5,15 +5,19 @@ Pytest runs with ``--import-mode=importlib``, so that what tests share is handed
 
 from __future__ import annotations
 
+import copy
 import itertools
+import threading
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
+from freenergy.distributed import Group
 from freenergy.models import RBM, Unit
 from freenergy.random import RandomStream
 
@@ -195,6 +199,75 @@ def make_rbm(
     return model
 
 
+# ---- several processes, as threads ---------------------------------------------------------------
+
+PATIENCE = 60
+"""Seconds that one of them waits for the others."""
+
+
+class Threads(Group):
+    """A group whose processes are threads that meet at a barrier."""
+
+    def __init__(self, rank: int, size: int, board: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.size = rank, size
+        self._board, self._barrier = board, barrier
+
+    def collect(self, value):
+        self._board[self.rank] = copy.deepcopy(value)
+        self._barrier.wait(PATIENCE)
+        found = copy.deepcopy(self._board)
+        self._barrier.wait(PATIENCE)
+        return found
+
+    def agree(self, value):
+        return self.collect(value)[0]
+
+    def sum_(self, tensor):
+        parts = self.collect(tensor)
+        return tensor.copy_(sum(parts[1:], parts[0]))
+
+    def abort(self) -> None:
+        """Let nobody wait for this one."""
+        self._barrier.abort()
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def make_threads(size: int) -> list[Threads]:
+    """A group of so many."""
+    board, barrier = [None] * size, threading.Barrier(size)
+    return [Threads(rank, size, board, barrier) for rank in range(size)]
+
+
+def work_together(size: int, work: Callable[[Group], Any]) -> list[Any]:
+    """What each of several threads gives that work as a group."""
+    groups = make_threads(size)
+    found: list[Any] = [None] * size
+    errors: list[BaseException] = []
+
+    def member(rank: int) -> None:
+        try:
+            found[rank] = work(groups[rank])
+        except threading.BrokenBarrierError as error:
+            # Another one failed, which says more, or did not come.
+            errors.append(error)
+        except BaseException as error:
+            errors.insert(0, error)
+            groups[rank].abort()
+
+    threads = [threading.Thread(target=member, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    if errors:
+        raise errors[0]
+    return found
+
+
+# ---- fixtures ------------------------------------------------------------------------------------
+
 N_RANDOM_MODELS = 100
 
 
@@ -245,3 +318,15 @@ def ternary() -> Unit:
 def random() -> RandomStream:
     """A freshly seeded stream."""
     return RandomStream(0)
+
+
+@pytest.fixture(scope="session")
+def threads() -> Callable[[int], list[Threads]]:
+    """``threads(size)``, a group whose processes are threads."""
+    return make_threads
+
+
+@pytest.fixture(scope="session")
+def together() -> Callable[[int, Callable[[Group], Any]], list[Any]]:
+    """``together(size, work)``, what ``work(group)`` gives in each of several threads."""
+    return work_together

@@ -9,6 +9,11 @@ so that one sum over the processes of one flat vector is the gradient of the who
 the sizes of the parts: one *all-reduce* for each update.
 
 Whatever is divided (batches, chains, replicas) is divided by :meth:`Group.portion`.
+
+``fit`` divides its work by itself: every process calls it. What measures a model
+(:func:`~freenergy.inference.log_partition` and others) may well be called by one process among
+many, as by a monitor, and would wait for the others for ever; it is divided only where it is given
+``group=group_now()``.
 """
 
 from __future__ import annotations
@@ -16,14 +21,18 @@ from __future__ import annotations
 import os
 import secrets
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from freenergy.random import RandomStream
 
 __all__ = [
     "ALONE",
@@ -67,6 +76,11 @@ class Group:
         """Which of ``n`` things are this process's: as many for each, give or take one."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
+    def share(self, n: int) -> int:
+        """How many of ``n`` things are this process's."""
+        own = self.portion(n)
+        return int(own.stop - own.start)
+
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace a tensor by its sum over the processes."""
         return tensor
@@ -78,6 +92,41 @@ class Group:
     def agree(self, value: T) -> T:
         """What the first process gives, in all of them."""
         return value
+
+    def join(self, tensor: Tensor, axis: int = 0) -> Tensor:
+        """The tensors of all processes, in the order of their ranks, as one along an axis."""
+        if self.size == 1:
+            return tensor
+        return torch.cat(self.collect(tensor.detach().cpu()), axis).to(tensor.device)
+
+    def check_same(self, model: nn.Module) -> None:
+        """Refuse, in all processes, a model that is not the same in each of them.
+
+        Raises
+        ------
+        ValueError
+        """
+        if self.size == 1:
+            return
+        words = (p.detach().cpu().reshape(-1).view(torch.uint8) for p in model.parameters())
+        found = self.collect([zlib.crc32(part.numpy().tobytes()) for part in words])
+        if any(other != found[0] for other in found):
+            raise ValueError(
+                "the processes have different models, which cannot be measured together: load the "
+                "same one in all of them"
+            )
+
+    def stream(self, random: RandomStream) -> RandomStream:
+        """Random numbers of this process's own, where several draw side by side.
+
+        They follow from the stream of the first process, which goes on, the number of processes
+        and the rank. One process alone draws from the stream itself.
+        """
+        if self.size == 1:
+            return random
+        words = self.agree(random.integers(0, 2**31, 4).tolist())
+        seed = np.random.SeedSequence(words, spawn_key=(self.size, self.rank))
+        return RandomStream(seed, random.device)
 
     def average_(self, tensors: Sequence[Tensor], weight: float) -> Tensor:
         r"""Replace tensors by their means over the processes, weighted; one sum of a flat vector.

@@ -29,6 +29,7 @@ def load(name):
 
 
 paper = load("scaling_paper")
+processes = load("scaling_processes")
 scaling = load("scaling")
 
 methods = [
@@ -123,6 +124,9 @@ def test_a_page_and_a_table_of_short_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         scaling, "measure_files", lambda quick: ((1, 2, 4), {"streamed": [3.0] * 3})
     )
+    found = [shared(2, 500, 1000), shared(4, 500, 2000)]
+    line = scaling.ProcessLine("processes, 500 rows each", 0, tuple(found))
+    monkeypatch.setattr(scaling, "measure_processes", lambda quick: [line])
     out = tmp_path / "page.html"
     monkeypatch.setattr(
         sys,
@@ -133,7 +137,48 @@ def test_a_page_and_a_table_of_short_lines(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "| hidden units | 2, 40 |" in printed
     assert "| exponent | 1 | 0.000 ± 0.000 |" in printed
+    assert "| processes, 500 rows each | 1, 4 | 20 ms | 25 ms |" in printed
     assert "Does the cost grow as the work grows?" in out.read_text()
+
+
+# ---- processes -----------------------------------------------------------------------------------
+
+
+def shared(n, rows_alone, rows_together, seconds=0.025, processor=0.022):
+    alone, together = processes.Rate(0.02, 0.02), processes.Rate(seconds, processor)
+    ratios = 1.0, 0.02 / seconds, 0.02 / processor
+    return processes.Shared(n, rows_alone, rows_together, alone, alone, together, *ratios, load=0.0)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_the_efficiency_is_one_where_each_process_does_as_many_rows_a_second(n):
+    weak = shared(n, 500, n * 500, seconds=0.02, processor=0.025)
+    assert (weak.efficiency, weak.by_processor) == pytest.approx((1.0, 0.8))
+    strong = shared(n, 2000, 2000, seconds=0.02 / n, processor=0.02 / n)
+    assert (strong.efficiency, strong.by_processor) == pytest.approx((1.0, 1.0))
+    assert shared(n, 2000, 2000, seconds=0.02).efficiency == pytest.approx(1 / n)
+
+
+def test_the_exponents_of_processes_are_those_of_their_times():
+    each = [shared(n, 500, n * 500, seconds=0.02 * n**0.1) for n in (2, 4, 8)]
+    line = scaling.ProcessLine("each", 0, tuple(each))
+    assert line.values == [1, 2, 4, 8]
+    assert scaling.exponent(line.values, line.seconds())[0] == pytest.approx(0.1)
+    assert scaling.process_row(line)[4] == "0.100 ± 0.000"
+    # Two points have no error.
+    two = scaling.ProcessLine("two", -1, (shared(2, 2000, 2000, seconds=0.01),))
+    assert scaling.process_row(two)[4] == "-1.000"
+
+
+@pytest.mark.slow
+def test_processes_are_measured_in_turn(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = processes.measure(2, 50, 100, n_updates=3, n_rounds=3)
+    assert found.n_processes == 2
+    times = [found.alone, found.beside, found.together]
+    assert all(0 < seconds < 10 for way in times for seconds in way)
+    assert found.efficiency == found.ratio > 0
 
 
 # ---- on paper ------------------------------------------------------------------------------------

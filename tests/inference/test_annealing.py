@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
-from freenergy.inference import exact
+from freenergy.inference import annealing, exact
 from freenergy.inference.annealing import (
     anneal,
     divide,
@@ -355,3 +355,44 @@ def test_the_states_given_are_left_as_they_were_and_the_precision_is_the_models(
     assert not bool((after == before).all())
     again, _ = anneal(ladder, np.linspace(0, 2, 9), v, RandomStream(1))
     assert (again == work).all()
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_the_pilot_run_of_several_processes_is_that_of_all_their_chains(
+    rbm, together, monkeypatch, size
+):
+    monkeypatch.setattr(annealing, "_PILOT_CHAINS", 3)
+    ladder, works = straight(rbm), {}
+
+    def work(group):
+        # What it draws is drawn again here, by hand.
+        random, n = RandomStream(group.rank), group.share(3)
+        works[group.rank] = []
+        anneal(
+            ladder,
+            np.linspace(0.0, 1.0, 6),
+            sample_base(ladder, n, random),
+            random,
+            observe=lambda _, done: works[group.rank].append(done),
+        )
+        return length_profile(ladder, RandomStream(group.rank), 5, group)
+
+    profiles = together(size, work)
+    of_all = np.concatenate([works[rank] for rank in range(size)], axis=1)
+    assert of_all.shape == (5, 3)
+    for grid, spread in profiles:
+        assert_allclose(grid, np.linspace(0.0, 1.0, 6))
+        assert_allclose(spread, of_all.std(1) / 0.2, rtol=1e-12)
+
+
+def test_positions_are_the_same_in_all_processes(rbm, together):
+    ladder = bent(rbm)
+    found = together(3, lambda g: even_positions(ladder, 20, g.stream(RandomStream(0)), group=g))
+    for positions in found[1:]:
+        assert_array_equal(positions, found[0])
+    assert found[0][0] == 0.0
+    assert found[0][-1] == 2.0
+    assert (np.diff(found[0]) > 0).all()

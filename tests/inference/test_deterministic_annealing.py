@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import brentq
 from scipy.special import gammaln, logsumexp
 
@@ -426,3 +426,53 @@ def test_results_show_themselves():
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         anneal_mean_field(BoltzmannMachine(3), **{"temperatures": [1.0], **options})
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+@ORDERS
+@pytest.mark.parametrize("size", [2, 6])
+def test_states_of_several_processes_are_those_of_one(together, order, size):
+    model = random_machine(6, 0.15)
+    rows = torch.full((5, 6), NAN, dtype=torch.float64)
+    rows[:, :2] = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1], [1, NAN]])
+    one = anneal_mean_field(model, [2.0, 1.0], clamp=rows, order=order, tolerance=1e-13)
+    several = together(
+        size,
+        lambda group: anneal_mean_field(
+            model, [2.0, 1.0], clamp=rows, order=order, tolerance=1e-13, group=group
+        ),
+    )
+    for states in several:
+        assert bool(states.converged.all())
+        # What has converged moves on while others have not, within the tolerance.
+        assert_allclose(states.magnetization, one.magnetization, rtol=0, atol=1e-11)
+        for name in ("free_energy", "energy", "entropy"):
+            assert_allclose(getattr(states, name), getattr(one, name), rtol=0, atol=1e-11)
+            assert_array_equal(getattr(states, name), getattr(several[0], name))
+        assert_array_equal(states.n_iter, one.n_iter)
+
+
+def test_starts_of_several_processes_are_kicked_apart(together):
+    """Below its critical temperature a ferromagnet has two states, and each start finds one."""
+
+    def work(group):
+        return anneal_mean_field(
+            ferromagnet(50),
+            [1.5, 0.8],
+            order=1,
+            n_starts=12,
+            random=RandomStream(0),
+            group=group,
+        )
+
+    found = together(3, work)
+    m = found[0].final.mean(-1)
+    side = brentq(lambda x: math.tanh((1 - 1 / 50) * x / 0.8) - x, 0.1, 1.0)
+    assert_allclose(m.abs(), side, rtol=1e-6)
+    # All on one side once in two thousand times; the same sides in all processes likewise.
+    assert len(m.sign().unique()) == 2
+    assert len(m.sign().reshape(3, 4).unique(dim=0)) > 1
+    for states in (*found[1:], together(3, work)[0]):
+        assert_array_equal(states.magnetization, found[0].magnetization)

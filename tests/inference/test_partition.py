@@ -10,11 +10,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 from scipy.stats import binom
 
 from freenergy.inference import MeanFieldWarning, exact
+from freenergy.inference.bridge import bennett, jarzynski
 from freenergy.inference.ladder import Ladder, annealing_ladder, temperature_ladder
 from freenergy.inference.partition import METHODS, LogPartition, log_partition
+from freenergy.inference.tempering import Tempering
 from freenergy.models import RBM
 from freenergy.random import RandomStream
 from freenergy.training import Trainer, TrainingOptions, as_rows, initialize
@@ -583,3 +586,105 @@ def test_rows_that_are_not_finite_are_refused_by_name(rbm, name):
     rows[3, 2] = math.nan
     with pytest.raises(ValueError, match=name):
         log_partition(rbm(7, 4), "bar", n_chains=64, time_budget=0.5, **{name: rows})
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+def estimates(together, size: int, model: RBM, method: str, **options) -> list[LogPartition]:
+    return together(size, lambda group: log_partition(model, method, group=group, **options))
+
+
+def same(one: LogPartition, other: LogPartition) -> bool:
+    """To the bit, with all that it rests on."""
+    numbers = [
+        [np.asarray(value).tolist() for name, value in x.diagnostics.items() if name != "seconds"]
+        for x in (one, other)
+    ]
+    return repr((one, one.stderr, numbers[0])) == repr((other, other.stderr, numbers[1]))
+
+
+@pytest.mark.parametrize("method", SAMPLED)
+@pytest.mark.parametrize("seed", [1, 6, 10])
+def test_one_and_three_processes_find_the_exact_value(models, together, method, seed):
+    model, truth = models[seed]
+    # Fewer than one in a thousand intervals of these miss.
+    options = {"random": seed, "n_chains": 64, "confidence": 0.999}
+    if method != "ptt":
+        options |= {"samples": true_samples(model, 64, seed), "n_temperatures": 400}
+    one = log_partition(model, method, **options)
+    three = estimates(together, 3, model, method, **options)
+    for result in (one, three[0]):
+        assert result.trusted, result.reasons
+        assert covers(result, truth)
+    assert one.value != three[0].value
+    assert all(same(result, three[0]) for result in three[1:])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_and_number_of_processes_give_the_same_bits(rbm, together, method):
+    model = rbm(6, 4, scale=0.3)
+    options = {"n_chains": 9, "n_temperatures": 60, "width": 9.0}
+    one = log_partition(model, method, **options)
+    assert same(estimates(together, 1, model, method, **options)[0], one)
+    found = estimates(together, 2, model, method, **options)
+    for other in estimates(together, 2, model, method, **options):
+        assert same(other, found[0])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_works_of_all_chains_make_the_estimate(rbm, together, size):
+    model = rbm(8, 5, scale=0.7)
+    options = {"n_chains": 31, "n_temperatures": 50, "samples": true_samples(model, 40)}
+    result = estimates(together, size, model, "bar", **options)[1]
+    works, base = result.diagnostics, result.diagnostics["base_log_partition"]
+    forward, backward = works["forward_work"], -works["backward_work"]
+    # Chains that drew the same numbers would have done the same work.
+    assert len(np.unique(forward)) == len(np.unique(backward)) == 31
+    both, low = bennett(forward, backward), jarzynski(forward)
+    assert result.value == pytest.approx(base - both.value, rel=1e-12)
+    assert result.stderr == pytest.approx(both.stderr, rel=1e-12)
+    assert works["forward"] == pytest.approx(base - low.value, rel=1e-12)
+    assert works["effective_samples"][0] == pytest.approx(31 * low.overlap, rel=1e-12)
+
+
+def test_every_sample_is_used_once_by_one_process(rbm, together):
+    model = rbm(5, 4)
+    every = torch.tensor(list(itertools.product([0.0, 1.0], repeat=5))).to(model.weight)
+    # In a single step the work follows from the sample alone.
+    options = {"samples": every, "n_chains": 32, "n_temperatures": [0.0, 1.0], "data": every}
+    one, three = (estimates(together, n, model, "bar", **options)[0] for n in (1, 3))
+    works = [np.sort(result.diagnostics["backward_work"]) for result in (one, three)]
+    assert len(np.unique(works[0])) == 32
+    assert_allclose(*works, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["bar", "ptt"])
+def test_a_process_may_be_left_without_chains(rbm, together, method):
+    model = rbm(6, 4, scale=0.3)
+    options = {"n_chains": 3, "n_temperatures": 60, "confidence": 0.999}
+    with pytest.warns(UserWarning, match="3 chains leave 2 of 5 processes without any: raise"):
+        found = estimates(together, 5, model, method, **options)
+    assert covers(found[4], exact(model).log_partition)
+
+
+@pytest.mark.parametrize("method", ["bar", "ptt"])
+def test_processes_of_unequal_speed_stop_together(rbm, together, monkeypatch, method):
+    whole_round = Tempering.round
+
+    def late(self, n_steps=1):
+        time.sleep(0.01 if self.n_systems == 3 else 0.0)
+        return whole_round(self, n_steps)
+
+    monkeypatch.setattr(Tempering, "round", late)
+    begin = time.monotonic()
+    found = estimates(together, 2, rbm(6, 4), method, n_chains=7, width=1e-6, time_budget=0.5)
+    assert time.monotonic() - begin < 10.0
+    assert same(found[0], found[1])
+    assert not found[0].trusted
+
+
+def test_what_is_wrong_is_refused_in_every_process(rbm, together):
+    model = rbm(6, 4)
+    with pytest.raises(ValueError, match="samples has 5 rows, fewer than the 64 chains"):
+        estimates(together, 2, model, "bar", samples=true_samples(model, 5))

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 from freenergy.inference import log_partition
 from freenergy.inference.annealing import sample_base
@@ -650,3 +650,102 @@ def test_states_have_the_precision_of_the_ladder(rbm, dtype):
     system = Tempering(ladder, start.double(), RandomStream(0))
     temper(system, 4)
     assert system.visible.dtype == system.draw_top_hidden().dtype == dtype
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+def independent_start(ladder: Ladder, n: int) -> torch.Tensor:
+    return sample_base(ladder, n, RandomStream(9)).expand(len(ladder), -1, -1).clone()
+
+
+@pytest.mark.parametrize("n_rungs", [2, 4, 5])
+@pytest.mark.parametrize(("size", "n_systems"), [(2, 7), (3, 2)])
+def test_the_systems_of_several_processes_are_those_of_one_run_side_by_side(
+    rbm, together, n_rungs, size, n_systems
+):
+    """Even and odd rounds have as many pairs or one less; a process may have no system."""
+    ladder = temperature_ladder(strong(rbm), np.linspace(0.0, 1.0, n_rungs))
+    start = independent_start(ladder, n_systems)
+
+    def system_of(group) -> Tempering:
+        own = start[:, group.portion(n_systems)]
+        return Tempering(ladder, own, RandomStream(group.rank))
+
+    def work(group):
+        system = system_of(group)
+        exchanges = temper(system, 21, max_records=12, group=group)
+        return exchanges, system.flow(group)
+
+    def by_itself(group):
+        system = system_of(group)
+        return temper(system, 21, max_records=12), system
+
+    parts, systems = zip(*together(size, by_itself), strict=True)
+    for exchanges, flow in together(size, work):
+        assert len(exchanges) == len(parts[0])
+        for found, *own in zip(exchanges, *parts, strict=True):
+            assert {part.lower.start for part in own} == {found.lower.start}
+            assert_array_equal(found.forward, torch.cat([part.forward for part in own], 1))
+            assert_array_equal(found.backward, torch.cat([part.backward for part in own], 1))
+        assert_array_equal(flow.arrivals, np.concatenate([s.arrivals for s in systems]))
+        accepted, tried = (sum(getattr(s, x) for s in systems) for x in ("accepts", "attempts"))
+        assert_array_equal(flow.acceptance, accepted / tried)
+        came = flow.arrivals.sum()
+        assert flow.arrival_time == (21 * n_systems / came if came else math.inf)
+
+
+def test_rounds_that_not_all_processes_made_are_left_out(rbm, together, monkeypatch):
+    ladder = temperature_ladder(rbm(6, 4), [0.0, 0.5, 1.0])
+    whole_round = Tempering.round
+
+    def late(self, n_steps=1):
+        time.sleep(0.02 if self.n_systems == 1 else 0.0)
+        return whole_round(self, n_steps)
+
+    monkeypatch.setattr(Tempering, "round", late)
+
+    def work(group):
+        n = group.share(3)
+        system = Tempering(ladder, torch.zeros(3, n, 6), group.stream(RandomStream(0)))
+        found = temper(system, 10_000, deadline=time.monotonic() + 0.2, group=group)
+        return found, system.n_rounds
+
+    (first, short), (second, long) = together(2, work)
+    assert 2 <= short < long
+    assert len(first) == len(second) == 2 * math.ceil(short / 2 / 10)
+    assert {exchange.forward.shape[1] for exchange in first} == {3}
+
+
+def test_all_processes_adapt_one_ladder(rbm, together):
+    model = strong(rbm)
+    ends = temperature_ladder(model, [0.0, 1.0])
+
+    def work(group):
+        random = group.stream(RandomStream(0))
+        system = adapt_ladder(ends, 11, random, start=torch.ones(3, 8), group=group)
+        return system.ladder, system.visible, system.acceptance
+
+    found = together(3, work)
+    for ladder, visible, _ in found:
+        assert_array_equal(ladder.weight, found[0][0].weight)
+        assert visible.shape[:2] == (len(ladder), visible.shape[1])
+    assert [visible.shape[1] for _, visible, _ in found] == [3, 4, 4]
+    # As long as that of one process, but for the noise.
+    one = adapt_ladder(ends, 11, RandomStream(0), start=torch.ones(3, 8))
+    assert abs(len(one.ladder) - len(found[0][0])) <= 1
+
+
+def test_where_a_system_starts_does_not_depend_on_the_number_of_processes(rbm, together):
+    """Every fourth system of all starts at the data, even if each process has but one system."""
+    ends = temperature_ladder(rbm(40, 4), [0.0, 1.0])
+    data = torch.ones(1, 40)
+
+    def work(group):
+        random = group.stream(RandomStream(0))
+        system = adapt_ladder(ends, 9, random, start=data, n_passes=0, group=group)
+        return group.join(system.visible, axis=1)
+
+    for size in (1, 2, 9, 12):
+        at_data = (together(size, work)[0] == 1).all(-1).all(0)
+        assert at_data.nonzero()[:, 0].tolist() == [0, 4, 8]

@@ -12,6 +12,7 @@ import importlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,13 +27,12 @@ import pytest
 import scipy.sparse as sp
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
-from torch.distributed import HashStore
 
-from freenergy import distributed
 from freenergy.cli import app
 from freenergy.data import stream
 from freenergy.distributed import ALONE, Group, launch
 from freenergy.models import RBM, DiscriminativeRBM
+from freenergy.models.mlp import initialize_perceptron, multilayer_perceptron
 from freenergy.models.vae import VAE
 from freenergy.random import RandomStream
 from freenergy.training import (
@@ -61,61 +61,9 @@ from freenergy.training.rows import rows_in
 from freenergy.training.stopping import StopTraining
 from freenergy.training.trainer import DivergenceError, Trainer
 
-TIMEOUT = 60
-
-
-class Threads(Group):
-    """A group whose processes are threads that meet at a barrier."""
-
-    def __init__(self, rank: int, size: int, board: list[Any], barrier: threading.Barrier) -> None:
-        self.rank, self.size = rank, size
-        self._board, self._barrier = board, barrier
-
-    def collect(self, value):
-        self._board[self.rank] = copy.deepcopy(value)
-        self._barrier.wait(TIMEOUT)
-        found = copy.deepcopy(self._board)
-        self._barrier.wait(TIMEOUT)
-        return found
-
-    def agree(self, value):
-        return self.collect(value)[0]
-
-    def sum_(self, tensor):
-        parts = self.collect(tensor)
-        return tensor.copy_(sum(parts[1:], parts[0]))
-
-    def __deepcopy__(self, memo):
-        return self
-
-
-def together(size: int, work: Callable[[Group], Any]) -> list[Any]:
-    """What each of several threads gives that work as a group."""
-    board, barrier = [None] * size, threading.Barrier(size)
-    found: list[Any] = [None] * size
-    errors: list[BaseException] = []
-
-    def member(rank: int) -> None:
-        try:
-            found[rank] = work(Threads(rank, size, board, barrier))
-        except threading.BrokenBarrierError:
-            pass
-        except BaseException as error:
-            errors.append(error)
-            barrier.abort()
-
-    threads = [threading.Thread(target=member, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(TIMEOUT)
-    if errors:
-        raise errors[0]
-    return found
-
 
 @pytest.fixture
-def fit(monkeypatch) -> Callable[..., list[Trainer]]:
+def fit(together, monkeypatch) -> Callable[..., list[Trainer]]:
     """``fit(size, make, rows, **hooks)``: trainers that several processes end with."""
     here = threading.local()
     monkeypatch.setattr(trainer, "group_now", lambda: getattr(here, "group", ALONE))
@@ -141,23 +89,13 @@ def parameters(of: Trainer) -> np.ndarray:
     return torch.cat([p.detach().flatten() for p in of.model.parameters()]).numpy()
 
 
-# ---- the group -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-@pytest.mark.parametrize("n", [0, 1, 2, 6, 7, 100])
-def test_the_portions_of_all_processes_are_the_whole_and_differ_by_one_at_most(n, size):
-    board, barrier = [None] * size, threading.Barrier(size)
-    portions = [Threads(rank, size, board, barrier).portion(n) for rank in range(size)]
-    assert [i for part in portions for i in range(n)[part]] == list(range(n))
-    lengths = [len(range(n)[part]) for part in portions]
-    assert max(lengths) - min(lengths) <= 1
+# ---- parts of batches, sums of records -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [None, 2])
 @pytest.mark.parametrize("shuffled", [True, False], ids=["shuffled", "in order"])
 @pytest.mark.parametrize("kind", ["dense", "sparse", "labelled", "streamed"])
-def test_the_parts_of_all_processes_are_the_batches_of_one(kind, shuffled, limit):
+def test_the_parts_of_all_processes_are_the_batches_of_one(threads, kind, shuffled, limit):
     X = np.random.default_rng(0).integers(0, 3, (53, 4)) / 2.0
     like = torch.empty(0, dtype=torch.float64)
     rows = {
@@ -170,11 +108,9 @@ def test_the_parts_of_all_processes_are_the_batches_of_one(kind, shuffled, limit
     def order() -> RandomStream | None:
         return RandomStream(3) if shuffled else None
 
-    board, barrier = [None] * 3, threading.Barrier(3)
-    groups = [Threads(rank, 3, board, barrier) for rank in range(3)]
     shares = zip(
         rows.batches(10, order(), limit),
-        *(rows.parts(10, group.portion, order(), limit) for group in groups),
+        *(rows.parts(10, group.portion, order(), limit) for group in threads(3)),
         strict=True,
     )
     for batch, *parts in shares:
@@ -182,23 +118,11 @@ def test_the_parts_of_all_processes_are_the_batches_of_one(kind, shuffled, limit
         whole = [batch] if isinstance(batch, torch.Tensor) else list(batch)
         own = [[p.batch] if isinstance(batch, torch.Tensor) else list(p.batch) for p in parts]
         for tensor, *pieces in zip(whole, *own, strict=True):
-            assert_array_equal(torch.cat(pieces), tensor)
-
-
-def test_means_are_weighted_and_a_process_without_weight_does_not_count():
-    values, weights = [torch.tensor([1.0, 2.0]), torch.tensor([4.0, 5.0])], [2.0, 1.0]
-
-    def work(group):
-        own = values[group.rank].clone() if group.rank < 2 else torch.full((2,), torch.nan)
-        scalar = own.sum()
-        weight = weights[group.rank] if group.rank < 2 else 0.0
-        total = group.average_([own, scalar], weight)
-        return own, scalar, total
-
-    for mean, scalar, total in together(3, work):
-        assert_allclose(mean, [2.0, 3.0])
-        assert_allclose(scalar, 5.0)
-        assert total == 3.0
+            found, expected = torch.cat(pieces).numpy(), tensor.numpy()
+            if kind == "streamed" and shuffled:
+                # Each process has those that it reads; their order makes no difference.
+                found, expected = (a[np.lexsort(a.T)] for a in (found, expected))
+            assert_array_equal(found, expected)
 
 
 def test_pooled_records_weigh_by_rows_and_pass_over_a_process_without_any():
@@ -294,6 +218,30 @@ def test_a_perceptron_and_its_loss_do_not_depend_on_the_number_of_processes(fit,
         assert_allclose(parameters(member), parameters(one), rtol=0, atol=1e-13)
         losses = [record["loss"] for record in member.history]
         assert_allclose(losses, [record["loss"] for record in one.history], rtol=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@pytest.mark.parametrize(("n", "size"), [(53, 2), (53, 5), (51, 2)])
+def test_batch_normalisation_is_that_of_the_whole_batch(fit, n, size, weighted):
+    # A last batch of 3 rows leaves two of five processes without any, and one of 1 has no variance.
+    rows = labelled(n, 3, weighted=weighted)
+
+    def make() -> Trainer:
+        model = multilayer_perceptron(4, (6, 5), 3, activation="tanh", normalization="batch")
+        initialize_perceptron(model.double(), RandomStream(0), activation="tanh")
+        options = PerceptronOptions(n_epochs=3, batch_size=10, learning_rate=0.3, momentum=0.9)
+        gradient = PerceptronGradient(model, "softmax", alpha=0.1)
+        return PerceptronTrainer(model, options, RandomStream(0), gradient=gradient)
+
+    (one,), several = fit(1, make, rows), fit(size, make, rows)
+    for member in several:
+        assert_allclose(parameters(member), parameters(one), rtol=0, atol=1e-12)
+        for own, expected in zip(member.model.buffers(), one.model.buffers(), strict=True):
+            assert_allclose(own, expected, rtol=0, atol=1e-12)
+        losses = [record["loss"] for record in member.history]
+        assert_allclose(losses, [record["loss"] for record in one.history], rtol=1e-12)
+    for member in several[1:]:
+        assert_array_equal(parameters(member), parameters(several[0]))
 
 
 def test_rows_without_a_label_do_not_weigh(fit):
@@ -479,11 +427,11 @@ def log_partition_of(model: RBM) -> torch.Tensor:
     return torch.logsumexp(-model.free_energy(states.to(model.weight)).detach(), 0)
 
 
-def test_members_of_a_stored_state_are_read_back():
+def test_members_of_a_stored_state_are_read_back(threads):
     chains = {"chain": torch.arange(6.0).reshape(3, 2)}
     others = [{"draws": torch.tensor([1])}, {"draws": torch.tensor([2])}]
     members = Members(chains, others, [RandomStream(k).state() for k in range(2)])
-    group = Threads(1, 2, [], threading.Barrier(2))
+    group = threads(2)[1]
     local = {"gradient.chain": torch.zeros(1, 2), "gradient.draws": torch.tensor([2])}
     tensors, values = members.complete(local, {"random": members.random[1]}, group)
     assert_array_equal(tensors["gradient.draws"], [1])
@@ -552,21 +500,6 @@ def test_monitors_are_read_once_and_told_to_all(fit, start, data):
 # ---- starting again ------------------------------------------------------------------------------
 
 
-def test_processes_that_start_again_meet_without_the_words_of_the_dead():
-    store = HashStore()
-
-    def meet(group: Group, address: str) -> bytes:
-        # The first one comes late: the others must not take the address of an earlier attempt.
-        time.sleep(0.05 if group.rank == 0 else 0.0)
-        fresh = distributed._fresh(store, group.rank, group.size)
-        if group.rank == 0:
-            fresh.set("address", address)
-        return fresh.get("address")
-
-    for address in ("one", "two", "three"):
-        assert together(4, partial(meet, address=address)) == [address.encode()] * 4
-
-
 def test_the_same_command_goes_on_with_its_run_and_another_is_refused(tmp_path):
     config = RunConfig({"name": "x"}, 6, 4, TrainingOptions(), seed=0, command="one")
     assert RunDirectory.create_or_open(tmp_path, config).config() == config
@@ -620,9 +553,30 @@ def torchrun(n_processes: int, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *own, "train", *arguments]
 
 
+def of_two_machines(port: int, *arguments: str) -> list[str]:
+    """The command that trains on one process of each of two machines, both of them this one."""
+    own = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--local-addr=localhost"]
+    own += [f"--rdzv-endpoint=localhost:{port}", f"--rdzv-id={port}", "--monitor-interval=0.1"]
+    return [sys.executable, "-m", "torch.distributed.run", *own, "-m", "freenergy", *arguments]
+
+
 def run(command: list[str]) -> None:
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+
+
+def end(agent: subprocess.Popen) -> None:
+    """All that runs of it, at once, as when a machine loses its power."""
+    workers = workers_of(agent.pid)
+    agent.kill()
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    agent.communicate()
 
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -644,6 +598,62 @@ def test_torchrun_trains_the_mean_field_model_of_one_process(tmp_path):
         assert_allclose(two[name], tensor, rtol=0, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
+def test_two_machines_train_the_mean_field_model_of_one_process(tmp_path):
+    options = [*MODEL, "--method", "emf", "--epochs", "3", "--chains", "51", "--dtype", "float64"]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    # The same command on both, which have to agree on who is first.
+    command = of_two_machines(port, "train", *options, "--out", str(tmp_path / "two"))
+    machines = [start(command) for _ in range(2)]
+    try:
+        for machine in machines:
+            _, errors = machine.communicate(timeout=300)
+            assert machine.returncode == 0, errors
+    finally:
+        for machine in machines:
+            end(machine)
+    app(["train", *options, "--out", str(tmp_path / "one")], standalone_mode=False)
+    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 3
+    (two, values), (one, _) = checkpoint(tmp_path / "two"), checkpoint(tmp_path / "one")
+    assert len(values["processes"]["random"]) == 2
+    for name, tensor in one.items():
+        assert_allclose(two[name], tensor, rtol=0, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pgrep") is None, reason="workers are found by pgrep")
+@pytest.mark.parametrize("method", ["emf", "pcd"])
+def test_a_killed_run_goes_on_with_other_numbers_of_processes(tmp_path, method):
+    options = [*MODEL, "--method", method, "--epochs", "30", "--chains", "51"]
+    options += ["--dtype", "float64"]
+    folder = tmp_path / "run"
+    for n_processes in (2, 3):
+        aim = n_epochs(folder) + 3
+        with start(torchrun(n_processes, *options, "--out", str(folder))) as agent:
+            try:
+                while n_epochs(folder) < aim:
+                    assert agent.poll() is None, agent.communicate()[1]
+                    time.sleep(0.02)
+            finally:
+                end(agent)
+        assert aim <= n_epochs(folder) < 30
+        _, values = checkpoint(folder)
+        assert len(values["processes"]["random"]) == n_processes
+    app(["train", "--resume", str(folder)], standalone_mode=False)
+    tensors, values = checkpoint(folder)
+    assert values["epoch"] == n_epochs(folder) == 30
+    assert "processes" not in values
+    name = "gradient.hidden_state" if method == "emf" else "gradient.chain"
+    assert tensors[name].shape == (51, 24)
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    if method == "emf":
+        app(["train", *options, "--out", str(tmp_path / "whole")], standalone_mode=False)
+        for name, tensor in checkpoint(tmp_path / "whole")[0].items():
+            assert_allclose(tensors[name], tensor, rtol=0, atol=1e-10, err_msg=name)
+
+
 JOB = """
 import numpy as np
 import freenergy as fe
@@ -654,8 +664,10 @@ def fit(folder):
     own = dict(batch_size=20, random_state=0)
     rbm = fe.BernoulliRBM(5, method="emf", n_iter=3, checkpoint_dir=folder, **own).fit(X)
     net = fe.MLPClassifier((6,), max_iter=3, **own).fit(X, y)
+    normal = fe.MLPClassifier((6, 5), normalization="batch", max_iter=3, **own).fit(X, y)
     rbm.save(f"{folder}/rank{fe.distributed.group_now().rank}.safetensors")
     found = [rbm.components_, rbm.h_samples_, *net.coefs_, np.array(net.loss_curve_)]
+    found += [*normal.coefs_, np.array(normal.loss_curve_), normal.predict_proba(X)]
     with fe.distributed.alone():
         found.append(fe.BernoulliRBM(5, n_iter=1, **own).fit(X).components_)
     return found
@@ -688,7 +700,7 @@ def test_a_run_whose_workers_are_killed_ends_with_the_bits_of_an_undisturbed_one
     run(torchrun(2, *options, "--out", str(tmp_path / "whole")))
     rng, folder = np.random.default_rng(0), tmp_path / "killed"
     command = torchrun(2, *options, "--out", str(folder))
-    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as agent:
+    with start(command) as agent:
         try:
             killed: set[int] = set()
             for kill in range(5):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from freenergy.distributed import ALONE, Group
 from freenergy.inference.ladder import Ladder
 from freenergy.random import RandomStream
 
@@ -157,7 +158,11 @@ class _Place:
 
 
 def even_positions(
-    ladder: Ladder, n_positions: int, random: RandomStream, n_pilot: int | None = None
+    ladder: Ladder,
+    n_positions: int,
+    random: RandomStream,
+    n_pilot: int | None = None,
+    group: Group = ALONE,
 ) -> Array:
     r"""Positions at which each step of an annealing takes about the same spread of work.
 
@@ -172,6 +177,8 @@ def even_positions(
     random : RandomStream
     n_pilot : int, default=None
         Steps of the pilot run; None takes some for each position.
+    group : Group, default=ALONE
+        Processes that divide the chains of the pilot run; all of them call this.
 
     Returns
     -------
@@ -192,24 +199,28 @@ def even_positions(
     >>> len(positions), float(positions[0]), float(positions[-1])
     (10, 0.0, 1.0)
     """
-    grid, spread = length_profile(ladder, random, n_pilot or min(200, max(20, n_positions // 5)))
+    n_pilot = n_pilot or min(200, max(20, n_positions // 5))
+    grid, spread = length_profile(ladder, random, n_pilot, group)
     return np.union1d(divide(grid, spread, n_positions), np.arange(float(len(ladder))))
 
 
-def length_profile(ladder: Ladder, random: RandomStream, n_steps: int) -> tuple[Array, Array]:
+def length_profile(
+    ladder: Ladder, random: RandomStream, n_steps: int, group: Group = ALONE
+) -> tuple[Array, Array]:
     """The standard deviation of the work for a unit step, along the ladder, by a pilot run."""
     n_segments = len(ladder) - 1
     grid = np.linspace(0.0, n_segments, n_segments * max(1, n_steps // n_segments) + 1)
-    spread: list[float] = []
-    width = grid[1] - grid[0]
+    works: list[Array] = []
     anneal(
         ladder,
         grid,
-        sample_base(ladder, _PILOT_CHAINS, random),
+        sample_base(ladder, group.share(_PILOT_CHAINS), random),
         random,
-        observe=lambda _, work: spread.append(float(work.std()) / width),
+        observe=lambda _, work: works.append(work),
     )
-    return grid, np.asarray(spread)
+    of_all = np.concatenate(group.collect(np.array(works)), axis=1)
+    width = grid[1] - grid[0]
+    return grid, np.array([float(work.std()) / width for work in of_all])
 
 
 def divide(grid: Array, spread: Array, n_positions: int) -> Array:

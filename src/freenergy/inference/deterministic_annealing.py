@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from freenergy.arrays import as_tensor
+from freenergy.distributed import ALONE, Group
 from freenergy.inference.mean_field import NegativeEntropyWarning, NotConvergedWarning
 from freenergy.models import BoltzmannMachine
 from freenergy.random import RandomStream
@@ -334,6 +335,7 @@ def anneal_mean_field(
     n_starts: int | None = None,
     kick: float = 1e-3,
     random: RandomStream | None = None,
+    group: Group = ALONE,
 ) -> AnnealedMeanField:
     r"""Follow the mean-field states of a Boltzmann machine through a schedule of temperatures.
 
@@ -375,6 +377,9 @@ def anneal_mean_field(
         Without kicks a state stays on a symmetric point that has become unstable.
     random : RandomStream, default=None
         Source of the kicks, on the model's device; None makes none.
+    group : Group, default=ALONE
+        Processes that divide the states. All of them call this with the same values, and the
+        result has all states.
 
     Returns
     -------
@@ -417,6 +422,10 @@ def anneal_mean_field(
     clamp, m = _start(model, float(schedule[0]), clamp, start, n_starts)
     if tolerance is None:
         tolerance = 1e-10 if m.dtype == torch.float64 else 1e-5
+    group.check_same(model)
+    own = group.portion(len(m))
+    m, clamp = m[own], None if clamp is None else clamp[own]
+    random = None if random is None else group.stream(random)
     expansion = PairExpansion(model, order, clamp)
     orders = torch.arange(order + 1, device=m.device, dtype=m.dtype)
     states, terms, n_iter, residual = [], [], [], []
@@ -428,16 +437,18 @@ def anneal_mean_field(
         terms.append(expansion.terms(m, 1.0 / temperature))
         n_iter.append(steps)
         residual.append(rest)
-    contributions = torch.stack(terms)
+    contributions, rest, steps, m = (
+        group.join(torch.stack(parts), axis=1) for parts in (terms, residual, n_iter, states)
+    )
     result = AnnealedMeanField(
         temperature=schedule,
-        magnetization=torch.stack(states),
+        magnetization=m,
         free_energy=contributions.sum(-1) * schedule[:, None],
         energy=(contributions * orders).sum(-1) * schedule[:, None],
         entropy=(contributions * (orders - 1)).sum(-1),
-        converged=torch.stack(residual) <= tolerance,
-        n_iter=torch.stack(n_iter),
-        residual=torch.stack(residual),
+        converged=rest <= tolerance,
+        n_iter=steps,
+        residual=rest,
         order=order,
     )
     _warn(result)

@@ -8,6 +8,7 @@ One draw is the evidence lower bound; the bound rises to :math:`\ln p(x)` with t
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from freenergy.arrays import as_matrix
+from freenergy.distributed import ALONE, Group
 from freenergy.models.vae import VAE
 from freenergy.random import RandomStream
 
@@ -87,6 +89,7 @@ def importance_log_likelihood(
     *,
     random: RandomStream,
     common: bool = False,
+    group: Group = ALONE,
 ) -> ImportanceLogLikelihood:
     r"""Mean log-likelihood of rows by importance weighting with the encoder's distribution.
 
@@ -102,6 +105,9 @@ def importance_log_likelihood(
     common : bool, default=False
         The same noise for every row, so that a row's value depends on nothing but the row. The
         errors of the rows then add up in the mean, and the interval says so.
+    group : Group, default=ALONE
+        Processes that divide the draws. All of them call this with the same model and rows, and
+        the result is that of all draws.
 
     Returns
     -------
@@ -141,14 +147,18 @@ def importance_log_likelihood(
     rows = as_matrix(rows, "rows", model.n_visible, next(model.parameters()))
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, got {n_samples}")
-    noise = model.noise(random, (n_samples, 1)) if common else None
-    n_rows, n_draws = _block(model, len(rows), n_samples)
+    group.check_same(model)
+    random, n_own = group.stream(random), group.share(n_samples)
+    noise = model.noise(random, (n_own, 1)) if common else None
+    n_rows, n_draws = _block(model, len(rows), max(1, n_own))
     parts = [
-        _log_weight_sums(model, part, n_samples, n_draws, random, noise)
-        for part in rows.split(n_rows)
+        _log_weight_sums(model, part, n_own, n_draws, random, noise) for part in rows.split(n_rows)
     ]
-    log_sum, log_sum_squares = (torch.cat(s).cpu().numpy() for s in zip(*parts, strict=True))
-    return _summary(log_sum, log_sum_squares, n_samples, common)
+    own = tuple(torch.cat(sums).cpu().numpy() for sums in zip(*parts, strict=True))
+    log_sum, log_sum_squares = (
+        functools.reduce(np.logaddexp, sums) for sums in zip(*group.collect(own), strict=True)
+    )
+    return group.agree(_summary(log_sum, log_sum_squares, n_samples, common))
 
 
 def _block(model: VAE, n_rows: int, n_samples: int) -> tuple[int, int]:

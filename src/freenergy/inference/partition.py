@@ -11,6 +11,7 @@ import dataclasses
 import math
 import numbers
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from scipy import stats
 from torch import Tensor
 
 from freenergy.arrays import as_tensor
+from freenergy.distributed import ALONE, Group
 from freenergy.inference.annealing import anneal, even_positions, length_profile, sample_base
 from freenergy.inference.bridge import FreeEnergyDifference, bennett, jarzynski
 from freenergy.inference.exact import MAX_STATES, exact, is_enumerable
@@ -117,6 +119,7 @@ def log_partition(
     time_budget: float = 600.0,
     confidence: float = 0.95,
     random: RandomStream | int | None = 0,
+    group: Group = ALONE,
 ) -> LogPartition:
     r"""Estimate :math:`\ln Z(\beta)` with an interval.
 
@@ -159,6 +162,11 @@ def log_partition(
     confidence : float, default=0.95
     random : RandomStream, int or None, default=0
         Source of the draws, or a seed.
+    group : Group, default=ALONE
+        Processes that divide the chains of annealing and replica exchange, such as
+        :func:`freenergy.distributed.group_now` tells. All of them must call this, with the same
+        model and options; ``n_chains`` are those of all together, and so is the estimate, which
+        is the same in each process. The other methods are not divided.
 
     Returns
     -------
@@ -201,6 +209,14 @@ def log_partition(
     begin = time.monotonic()
     if not isinstance(random, RandomStream):
         random = RandomStream(random, model.weight.device)
+    group.check_same(model)
+    if group.rank == 0 and n_chains < group.size and method not in ("exact", "tap"):
+        warnings.warn(
+            f"{n_chains} chains leave {group.size - n_chains} of {group.size} processes without "
+            "any: raise n_chains",
+            UserWarning,
+            stacklevel=3,
+        )
     request = _Request(
         model,
         beta,
@@ -212,11 +228,12 @@ def log_partition(
         width,
         begin + time_budget,
         confidence,
-        random,
+        group.stream(random),
+        group,
     )
     result = _METHODS[method](request)
     result.diagnostics["seconds"] = time.monotonic() - begin
-    return result
+    return group.agree(result)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +251,7 @@ class _Request:
     deadline: float
     confidence: float
     random: RandomStream
+    group: Group
 
     def line(self) -> Ladder:
         """The line from an independent model with the means of the data, or of short chains."""
@@ -244,7 +262,8 @@ class _Request:
             chains = gibbs(self.model, 64, 100, beta=self.beta, random=self.random)
             visible = self.model.visible_mean(chains.hidden, self.beta).mean(0)
             hidden = self.model.hidden_mean(chains.visible, self.beta).mean(0)
-        base = independent_model(self.model, visible, hidden)
+        means = self.group.agree((visible.cpu(), hidden.cpu()))
+        base = independent_model(self.model, *means)
         return annealing_ladder(self.model, base, self.beta)
 
     def result(
@@ -346,16 +365,25 @@ class _Climb:
 
 def _climb(request: _Request, ladder: Ladder, width: float) -> _Climb:
     """Replica exchange along a ladder until the interval is narrow enough or time is up."""
-    n = request.n_chains
+    group = request.group
     warm = adapt_ladder(
-        ladder, n, request.random, start=request.data, deadline=_part(request.deadline, 0.3)
+        ladder,
+        request.n_chains,
+        request.random,
+        start=request.data,
+        deadline=_part(request.deadline, 0.3),
+        group=group,
     )
     system = Tempering(warm.ladder, warm.visible, request.random)
     kept: list[Exchange] = []
     n_rounds, stride, base = 128, 1, system.ladder.base_log_partition()
     while True:
         kept += temper(
-            system, n_rounds, max_records=-(-n_rounds // stride), deadline=request.deadline
+            system,
+            n_rounds,
+            max_records=-(-n_rounds // stride),
+            deadline=request.deadline,
+            group=group,
         )
         while len(kept) > _MAX_RECORDS:
             # Rounds come in pairs, an even and an odd one.
@@ -364,26 +392,26 @@ def _climb(request: _Request, ladder: Ladder, width: float) -> _Climb:
         # The first fifth may still remember the start.
         used = kept[len(kept) // 10 * 2 :]
         found = estimate(used, len(system.ladder), base)
-        error = float(found.stderr[-1])
+        error, flow = float(found.stderr[-1]), system.flow(group)
         enough = (
-            system.arrivals.mean() >= 2 * MIN_ARRIVALS
+            flow.arrivals.mean() >= 2 * MIN_ARRIVALS
             and found.drift < MAX_DRIFT
             and found.r_hat < MAX_R_HAT
         )
-        late = time.monotonic() > request.deadline
-        if (enough and 4.5 * error <= width) or late or system.n_rounds >= 2**17:
+        late = any(group.collect(time.monotonic() > request.deadline))
+        done = (enough and 4.5 * error <= width) or late or system.n_rounds >= 2**17
+        if group.agree(done):
             break
         n_rounds = min(n_rounds * 2, 4096)
-    acceptance = system.acceptance
-    arrivals = float(system.arrivals.mean())
+    arrivals = float(flow.arrivals.mean())
     diagnostics: dict[str, Any] = {
         "ladder_log_partition": float(found.log_partition[-1]),
         "ladder_stderr": error,
         "n_rungs": len(system.ladder),
         "n_rounds": system.n_rounds,
-        "acceptance": acceptance,
+        "acceptance": flow.acceptance,
         "arrivals": arrivals,
-        "arrival_time": system.arrival_time,
+        "arrival_time": flow.arrival_time,
         "drift": found.drift,
         "r_hat": found.r_hat,
     }
@@ -431,12 +459,13 @@ class _Works:
 
 def _works(request: _Request) -> _Works:
     """Work of annealing forwards from the independent model and backwards from samples."""
-    line, random, n = request.line(), request.random, request.n_chains
+    line, random = request.line(), request.random
+    group, n = request.group, request.n_chains
     if request.samples is not None:
-        index = random.permutation(len(request.samples))[:n]
-        tops, reasons, diagnostics = request.samples[index], [], {}
-        if len(tops) < n:
-            raise ValueError(f"samples has {len(tops)} rows, fewer than the {n} chains")
+        index = group.agree(random.permutation(len(request.samples))[:n])
+        if len(index) < n:
+            raise ValueError(f"samples has {len(index)} rows, fewer than the {n} chains")
+        tops, reasons, diagnostics = request.samples[index[group.portion(n)]], [], {}
     else:
         half = dataclasses.replace(request, deadline=_part(request.deadline, 0.5))
         climb = _climb(half, line, math.inf)
@@ -446,16 +475,18 @@ def _works(request: _Request) -> _Works:
     best = math.inf
     while True:
         begin = time.monotonic()
-        forward, _ = anneal(line, positions, sample_base(line, n, random), random)
-        backward, _ = anneal(line, positions[::-1], tops, random)
+        up, _ = anneal(line, positions, sample_base(line, group.share(n), random), random)
+        down, _ = anneal(line, positions[::-1], tops, random)
+        forward, backward = map(np.concatenate, zip(*group.collect((up, down)), strict=True))
         spread = max(float(forward.std()), float(backward.std()))
         # More steps do not help chains that are caught in valleys. Twice the steps take twice the
         # time.
         stuck, best = spread > 0.9 * best, spread
         late = 3.0 * time.monotonic() - 2.0 * begin > end or len(positions) > _MAX_TEMPERATURES
-        if request.n_temperatures is not None or spread <= 1.0 or stuck or late:
+        done = request.n_temperatures is not None or spread <= 1.0 or stuck or late
+        if group.agree(done):
             break
-        positions = even_positions(line, 2 * len(positions), random)
+        positions = even_positions(line, 2 * len(positions), random, group=group)
     low, high = jarzynski(forward), jarzynski(backward)
     base = line.base_log_partition()
     diagnostics |= {
@@ -490,18 +521,19 @@ def _disagreement(low: FreeEnergyDifference, high: FreeEnergyDifference, n: int)
 
 
 def _positions(request: _Request, line: Ladder) -> Array:
-    asked = request.n_temperatures
+    asked, group = request.n_temperatures, request.group
     if asked is None:
         begin = time.monotonic()
-        grid, spread = length_profile(line, request.random, 64)
+        grid, spread = length_profile(line, request.random, 64, group)
         now = time.monotonic()
         length = float((spread * np.diff(grid)).sum())
         # Both directions must fit into half of the time that is left.
         affordable = 0.25 * max(0.0, request.deadline - now) / max(1e-9, (now - begin) / 64)
         wanted = min(max(50.0, 2 * length**2), affordable, _MAX_TEMPERATURES)
-        return even_positions(line, max(50, int(wanted)), request.random)
+        n = group.agree(max(50, int(wanted)))
+        return even_positions(line, n, request.random, group=group)
     if isinstance(asked, numbers.Integral):
-        return even_positions(line, int(asked), request.random)
+        return even_positions(line, int(asked), request.random, group=group)
     return np.asarray(asked, dtype=float)
 
 
@@ -547,7 +579,7 @@ def _annealed(
 def _auto(request: _Request) -> LogPartition:
     if is_enumerable(request.model):
         return _exact(request)
-    by_mean_field = _tap(request)
+    by_mean_field = request.group.agree(_tap(request))
     return by_mean_field if by_mean_field.trusted else _ptt(request)
 
 

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from freenergy.arrays import as_tensor
+from freenergy.distributed import ALONE, Group
 from freenergy.inference.annealing import divide, length_profile, sample_base
 from freenergy.inference.bridge import bennett, standard_error
 from freenergy.inference.gibbs import gibbs
@@ -30,7 +31,7 @@ from freenergy.inference.ladder import Ladder
 from freenergy.inference.mixing import split_r_hat
 from freenergy.random import RandomStream
 
-__all__ = ["Exchange", "LadderEstimate", "Tempering", "adapt_ladder", "estimate", "temper"]
+__all__ = ["Exchange", "Flow", "LadderEstimate", "Tempering", "adapt_ladder", "estimate", "temper"]
 
 Array = NDArray[np.float64]
 
@@ -52,6 +53,25 @@ class Exchange:
     lower: slice
     forward: Tensor
     backward: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """How replicas pass along a ladder.
+
+    Attributes
+    ----------
+    acceptance : ndarray of shape (n_rungs - 1,)
+        Share of accepted exchanges of each pair of neighbours (NaN before the first try).
+    arrivals : ndarray of shape (n_systems,)
+        Replicas that came to the last rung from the first.
+    arrival_time : float
+        Rounds of a system for each replica that comes to the top from the first rung.
+    """
+
+    acceptance: Array
+    arrivals: Array
+    arrival_time: float
 
 
 class Tempering:
@@ -144,14 +164,22 @@ class Tempering:
     @property
     def acceptance(self) -> Array:
         """Share of accepted exchanges of each pair of neighbours (NaN before the first try)."""
-        with np.errstate(invalid="ignore"):
-            return self.accepts / self.attempts
+        return self.flow().acceptance
 
     @property
     def arrival_time(self) -> float:
         """Rounds of a system for each replica that comes to the top from the first rung."""
-        total = float(self.arrivals.sum())
-        return self.rounds_counted * self.n_systems / total if total > 0 else math.inf
+        return self.flow().arrival_time
+
+    def flow(self, group: Group = ALONE) -> Flow:
+        """How replicas pass along the ladder, in the systems of all processes that call this."""
+        own = self.accepts, self.attempts, self.arrivals, self.rounds_counted * self.n_systems
+        accepts, attempts, arrivals, rounds = zip(*group.collect(own), strict=True)
+        came = np.concatenate(arrivals)
+        total = float(came.sum())
+        with np.errstate(invalid="ignore"):
+            acceptance = np.asarray(sum(accepts) / sum(attempts))
+        return Flow(acceptance, came, sum(rounds) / total if total > 0 else math.inf)
 
     def forget(self, share: float = 0.5) -> None:
         """Let what was counted so far weigh less, where the ladder changes with time."""
@@ -367,6 +395,7 @@ def temper(
     n_steps: int = 1,
     max_records: int = 1000,
     deadline: float = math.inf,
+    group: Group = ALONE,
 ) -> list[Exchange]:
     """Make rounds and keep their exchanges, thinned to about ``max_records``.
 
@@ -380,10 +409,13 @@ def temper(
     max_records : int, default=1000
     deadline : float, default=inf
         A time of :func:`time.monotonic` that ends the run early; at least two rounds are made.
+    group : Group, default=ALONE
+        Processes that each have systems of their own on this ladder; all of them call this.
 
     Returns
     -------
     list of Exchange
+        Of the systems of all processes, in the order of the ranks.
 
     Examples
     --------
@@ -402,7 +434,19 @@ def temper(
             kept.append(exchange)
         if index >= 1 and index % 2 == 1 and time.monotonic() > deadline:
             break
-    return kept
+    return kept if group.size == 1 else _of_all(kept, group)
+
+
+def _of_all(own: list[Exchange], group: Group) -> list[Exchange]:
+    """The exchanges of all processes, in the rounds that each of them made."""
+    own = own[: min(group.collect(len(own)))]
+    # Even and odd rounds have pairs of their own, maybe not as many.
+    works = [
+        np.array([torch.stack([x.forward, x.backward]).cpu().numpy() for x in own[parity::2]])
+        for parity in (0, 1)
+    ]
+    halves = [np.concatenate(parts, axis=-1) for parts in zip(*group.collect(works), strict=True)]
+    return [Exchange(x.lower, *torch.from_numpy(halves[i % 2][i // 2])) for i, x in enumerate(own)]
 
 
 def adapt_ladder(
@@ -416,6 +460,7 @@ def adapt_ladder(
     max_rungs: int = 200,
     start: Tensor | None = None,
     deadline: float = math.inf,
+    group: Group = ALONE,
 ) -> Tempering:
     r"""Place rungs between the ends of a ladder so that neighbours exchange equally often.
 
@@ -435,11 +480,13 @@ def adapt_ladder(
         Rows at which all rungs of every fourth system start. Half of the systems start at states
         of the first rung, the others at states that short chains of the last rung reach from
         random starts: a valley far from the data and from the first rung must not go unseen.
+    group : Group, default=ALONE
+        Processes that divide the systems, on one ladder; all of them call this.
 
     Returns
     -------
     Tempering
-        On the adapted ladder, with the states of the last pass.
+        On the adapted ladder, with the states of the last pass; its systems are this process's.
 
     Examples
     --------
@@ -449,25 +496,27 @@ def adapt_ladder(
     >>> adapt_ladder(ladder, 10, RandomStream(0)).n_systems
     10
     """
-    grid, spread = length_profile(ladder, random, 64)
+    grid, spread = length_profile(ladder, random, 64, group)
     length = float((spread * np.diff(grid)).sum())
     n_rungs = int(min(max_rungs, max(3, math.ceil(length) + 1)))
-    positions = divide(grid, spread, n_rungs)
-    visible = sample_base(ladder, n_systems, random).expand(len(positions), -1, -1).clone()
-    far = gibbs(ladder.model(-1), n_systems, _SCOUT_STEPS, random=random).visible
-    visible[:, ::2] = far[::2]
+    positions = group.agree(divide(grid, spread, n_rungs))
+    index = np.arange(n_systems)[group.portion(n_systems)]
+    visible = sample_base(ladder, len(index), random).expand(len(positions), -1, -1).clone()
+    # A process without systems still comes to all meetings.
+    far = gibbs(ladder.model(-1), max(1, len(index)), _SCOUT_STEPS, random=random).visible
+    visible[:, index % 2 == 0] = far[: len(index)][index % 2 == 0]
     if start is not None:
-        chosen = start[random.integers(0, len(start), n_systems)].to(visible)
-        visible[:, ::4] = chosen[::4]
+        chosen = start[random.integers(0, len(start), len(index))].to(visible)
+        visible[:, index % 4 == 0] = chosen[index % 4 == 0]
     system = Tempering(ladder.at(positions), visible, random)
     for _ in range(n_passes):
         temper(system, n_rounds, max_records=1, deadline=deadline)
-        if time.monotonic() > deadline:
+        if any(group.collect(time.monotonic() > deadline)):
             break
-        rejected = 1.0 - np.nan_to_num(system.acceptance, nan=0.5)
+        rejected = 1.0 - np.nan_to_num(system.flow(group).acceptance, nan=0.5)
         barrier = float(rejected.sum())
         n_rungs = int(min(max_rungs, max(3, math.ceil(barrier / rejection) + 1)))
-        new = divide(positions, (rejected + 1e-3) / np.diff(positions), n_rungs)
+        new = group.agree(divide(positions, (rejected + 1e-3) / np.diff(positions), n_rungs))
         # Each new rung starts at the states of the nearest old one.
         nearest = np.abs(positions[None, :] - new[:, None]).argmin(1)
         positions = new

@@ -6,6 +6,7 @@ The answer is plain numbers, so that it can be stored beside a run and shown aga
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freenergy.distributed import ALONE, Group
 from freenergy.files import as_json
 from freenergy.inference import (
     Certificate,
@@ -183,6 +185,7 @@ def assess(
     width: float = 1.0,
     seed: int = 0,
     reporter: Reporter | None = None,
+    group: Group = ALONE,
 ) -> Assessment:
     """Measure a trained model by every method that is feasible.
 
@@ -205,16 +208,27 @@ def assess(
         Width of the interval of the log-likelihood to reach, in nats.
     seed : int, default=0
     reporter : Reporter, default=None
+        None tells of the progress in the first process.
+    group : Group, default=ALONE
+        Processes that divide the chains of the log-partition functions. All of them call this
+        with the same model and options, and get the same assessment.
 
     Returns
     -------
     Assessment
     """
-    reporter, begin = reporter or Reporter(), time.monotonic()
+    if reporter is None:
+        reporter = Reporter() if group.rank == 0 else Reporter(io.StringIO())
+    begin = time.monotonic()
     grey = not torch.equal(_states(model, held_out), held_out)
     train, held_out = (_states(model, rows) for rows in (train, held_out))
     starts = train[:_START_ROWS].to(model.weight)
-    options: dict[str, Any] = {"beta": beta, "data": starts, "time_budget": time_budget}
+    options: dict[str, Any] = {
+        "beta": beta,
+        "data": starts,
+        "time_budget": time_budget,
+        "group": group,
+    }
     found: dict[str, LogPartition] = {}
     with warnings.catch_warnings(), reporter.task("assessing", 6, "parts") as advance:
         warnings.simplefilter("ignore", MeanFieldWarning)  # told by the numbers
@@ -256,7 +270,7 @@ def assess(
         "up": (bar.diagnostics["base_log_partition"] - bar.diagnostics["forward_work"]).tolist(),
         "down": (bar.diagnostics["base_log_partition"] - bar.diagnostics["backward_work"]).tolist(),
     }
-    return Assessment(
+    assessment = Assessment(
         beta=beta,
         rows=len(held_out),
         rows_train=len(train),
@@ -270,6 +284,7 @@ def assess(
         rounded=grey,
         seconds=time.monotonic() - begin,
     )
+    return group.agree(assessment)
 
 
 def certify_run(
