@@ -7,10 +7,13 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.multiclass import check_classification_targets
 
 import freenergy as fe
 from freenergy.data import DataError, stream
-from freenergy.training import CheckpointError
+from freenergy.estimators.unrolled_rbm_classifier import _pretraining_rows
+from freenergy.training import CheckpointError, StreamedRows
 
 RNG = np.random.default_rng(0)
 CLASSES = RNG.integers(0, 3, 400)
@@ -21,6 +24,14 @@ SMALL = 64 * 32  # 64 rows in the buffer, blocks of two.
 RBM = fe.BernoulliRBM(6, batch_size=20, n_iter=4, random_state=0)
 VAE = fe.VariationalAutoencoder(4, batch_size=20, n_iter=3, random_state=0)
 CLASSIFIER = fe.RBMClassifier(12, batch_size=20, n_iter=12, random_state=0)
+UNROLLED = fe.UnrolledRBMClassifier(
+    fe.BernoulliRBM(12, learning_rate=0.2, batch_size=20, n_iter=6, centered=True),
+    depth=1,
+    batch_size=20,
+    n_iter=12,
+    learning_rate=0.02,
+    random_state=0,
+)
 NET = fe.MLPClassifier((16,), max_iter=8, learning_rate_init=0.02, batch_size=20, random_state=0)
 REGRESSOR = fe.MLPRegressor(
     hidden_layer_sizes=(16,), max_iter=10, learning_rate_init=0.02, batch_size=20, random_state=0
@@ -195,7 +206,7 @@ def test_partial_fit_takes_a_stream_that_fits(folder):
 # ---- labels --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("estimator", [CLASSIFIER, NET], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("estimator", [CLASSIFIER, UNROLLED, NET], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("early", [False, True])
 def test_classes_are_learned_from_a_stream(estimator, early):
     options = {"early_stopping": early, "validation_fraction": 0.2}
@@ -222,7 +233,143 @@ def test_every_objective_learns_from_a_stream(objective):
     assert there.classes_.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("estimator", [CLASSIFIER, NET, REGRESSOR], ids=lambda e: type(e).__name__)
+UNROLLINGS = [
+    {},
+    {"depth": 3, "tied": False, "order": 2},
+    {"depth": 2, "release_after": 1},
+    {"depth": 1, "optimizer": "sgd", "learning_rate": 0.5, "schedule": "cosine"},
+    {"pretrain": False, "input_dropout": 0.2, "dropout": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", UNROLLINGS, ids=str)
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_an_unrolled_machine_learns_from_a_stream_in_every_phase(options, unlabelled):
+    """To the bit as from an array, where the buffer holds all rows."""
+    if unlabelled and not options.get("pretrain", True):
+        pytest.skip("nothing would be learned from rows without a label")
+    estimator = clone(UNROLLED).set_params(n_iter=3, unlabeled=-1, **options)
+    labels = np.where(np.arange(400) % 4, -1, CLASSES) if unlabelled else CLASSES
+    there = clone(estimator).fit(stream(ROWS, labels=labels))
+    here = clone(estimator).fit(ROWS, labels)
+    assert_same(there, here)
+    assert list(there.pretraining_history_) == list(here.pretraining_history_)
+    assert there.history_["updates"] == here.history_["updates"]
+    for name in ("rbm_free_energy", "rbm_tap2_log_partition"):
+        assert np.isfinite(there.history_[name]).all()
+
+
+def test_rows_without_a_label_are_passed_over_where_the_buffer_does_not_hold_all():
+    labels = np.where(np.arange(400) % 4, -1, CLASSES)
+    estimator = clone(UNROLLED).set_params(unlabeled=-1, n_iter=25)
+    there = clone(estimator).fit(stream(ROWS, labels=labels, buffer_bytes=SMALL))
+    assert there.history_["updates"] == [5] * 25  # 100 rows with a label, batches of 20
+    assert there.score(ROWS, CLASSES) > 0.85
+    there.set_params(updates_per_epoch=4, n_iter=2)
+    there.fit(stream(ROWS, labels=labels, buffer_bytes=SMALL))
+    assert there.history_["updates"] == [4] * 2
+    frozen = FrozenEstimator(clone(RBM).fit(ROWS))
+    with pytest.raises(ValueError, match="nothing is learned from them here; leave them out"):
+        clone(estimator).set_params(rbm=frozen).fit(stream(ROWS, labels=labels))
+    known = labels >= 0
+    given = clone(estimator).set_params(rbm=frozen, n_iter=2)
+    assert_same(
+        clone(given).fit(stream(ROWS[known], labels=labels[known])),
+        clone(given).fit(ROWS[known], labels[known]),
+    )
+
+
+@pytest.mark.parametrize("estimator", [CLASSIFIER, UNROLLED], ids=lambda e: type(e).__name__)
+def test_held_out_rows_of_a_stream_are_judged_by_those_that_have_a_label(estimator):
+    labels = np.where(RNG.random(400) < 0.5, -1, CLASSES)
+    options = {"unlabeled": -1, "early_stopping": True, "validation_fraction": 0.25, "n_iter": 12}
+    if estimator is CLASSIFIER:
+        options["objective"] = "hybrid"
+    found = clone(estimator).set_params(**options).fit(labelled(labels))
+    assert max(found.history_["accuracy_held_out"]) > 0.8
+    # Blocks have two rows, of which the second is held out.
+    rare = np.where(np.arange(400) % 2, -1, CLASSES)
+    with pytest.raises(ValueError, match="none of the rows that are held out has a label"):
+        clone(found).fit(labelled(rare))
+    seldom = clone(found).set_params(early_stopping=False, n_iter=1)
+    big = np.resize(ROWS, (4000, 8))
+    rare = np.append(np.full(3990, -1), np.resize(CLASSES, 10))
+    seldom.fit(stream(big, labels=rare, buffer_bytes=SMALL))
+    assert np.isfinite(seldom.history_["loss"]).all()
+
+
+def test_an_unrolled_machine_learns_from_rows_without_end():
+    machine = clone(UNROLLED).set_params(updates_per_epoch=7, n_iter=2)
+    machine.rbm.set_params(updates_per_epoch=5, n_iter=3)
+    machine.fit(stream(Endless(), buffer_bytes=2**14))
+    assert machine.pretraining_history_["updates"] == [5] * 3
+    assert machine.history_["updates"] == [7] * 2
+    rows = StreamedRows(stream(Endless()), torch.empty(0))
+    assert _pretraining_rows(rows, machine.rbm).start_rows == 5 * 20
+    assert machine.classes_.tolist() == [0, 1, 2]
+
+
+def lose(folder, away, epoch):
+    """A callback that takes a shard away."""
+
+    def after(trainer):
+        if trainer.epoch == epoch:
+            (folder / "1.npy").rename(away / "1.npy")
+
+    return after
+
+
+@pytest.mark.parametrize("phase", ["pretraining", "tied", "released"])
+def test_a_shard_that_goes_in_any_phase_leaves_the_checkpoint(folder, tmp_path, phase):
+    small = stream(folder, labels=CLASSES, buffer_bytes=SMALL)
+    epoch = {"pretraining": 2, "tied": 1, "released": 3}[phase]
+    estimator = clone(UNROLLED).set_params(n_iter=4, depth=2, release_after=2)
+    whole = clone(estimator).fit(small)
+    kept = tmp_path / "kept"
+    broken = clone(estimator).set_params(checkpoint_dir=kept)
+    loser = broken.rbm if phase == "pretraining" else broken
+    loser.set_params(callback=lose(folder, tmp_path, epoch))
+    with pytest.raises(DataError, match=r"1\.npy is not there any more"):
+        broken.fit(small)
+    assert not hasattr(broken, "model_")
+    assert (kept / "fit.safetensors").exists() == (phase != "pretraining")
+    assert (kept / "pretraining" / "fit.safetensors").exists()
+    (tmp_path / "1.npy").rename(folder / "1.npy")
+    passes = []
+    loser.set_params(callback=lambda trainer: passes.append(trainer.epoch))
+    assert_same(broken.fit(small), whole)
+    assert passes[0] == epoch + 1
+
+
+@pytest.mark.parametrize(
+    "estimator", [CLASSIFIER, UNROLLED, NET, REGRESSOR], ids=lambda e: type(e).__name__
+)
+def test_a_broken_shard_is_named_and_leaves_a_fitted_model_with_labels_too(estimator, folder):
+    data = {"labels": CLASSES, "buffer_bytes": SMALL}
+    fitted = clone(estimator).set_params(**{estimator_passes(estimator): 1})
+    fitted.fit(stream(folder, **data))
+    before = fitted.predict(ROWS)
+    shard = np.load(folder / "2.npy")
+    shard[50, 3] = np.nan
+    np.save(folder / "2.npy", shard)
+    with pytest.raises(DataError, match=r"2\.npy has NaN in column 3, row 50"):
+        fitted.fit(stream(folder, **data))
+    with pytest.raises(DataError, match=r"2\.npy has NaN in column 3, row 50"):
+        fitted.score(stream(folder, **data))
+    assert_array_equal(fitted.predict(ROWS), before)
+    np.save(folder / "2.npy", shard[:, :5])
+    with pytest.raises(DataError, match=r"2\.npy has rows of shape \(5,\), but .*0\.npy"):
+        fitted.fit(stream(folder, **data))
+    np.save(folder / "2.npy", np.load(folder / "1.npy"))
+    opened = stream(folder, **data)
+    (folder / "3.npy").unlink()
+    with pytest.raises(DataError, match=r"3\.npy is not there any more"):
+        fitted.fit(opened)
+
+
+@pytest.mark.parametrize(
+    "estimator", [CLASSIFIER, UNROLLED, NET, REGRESSOR], ids=lambda e: type(e).__name__
+)
 def test_labels_may_be_given_apart_or_be_items(estimator):
     class Pairs(torch.utils.data.Dataset):
         def __len__(self):
@@ -237,7 +384,7 @@ def test_labels_may_be_given_apart_or_be_items(estimator):
     assert_same(first, clone(estimator).fit(stream(Pairs(), buffer_bytes=SMALL)))
 
 
-@pytest.mark.parametrize("estimator", [CLASSIFIER, NET], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("estimator", [CLASSIFIER, UNROLLED, NET], ids=lambda e: type(e).__name__)
 def test_rare_classes_are_known_from_labels_in_one_column(estimator):
     labels = np.append(2, np.resize([0, 1], 4999))
     rows = np.resize(ROWS, (5000, 8))
@@ -253,7 +400,7 @@ def estimator_passes(estimator):
 def test_many_classes_of_many_rows_take_no_memory(monkeypatch):
     """As many numbers as there are rows would be 8 TB here."""
     counts = (np.arange(1000), np.full(1000, 10**9))
-    monkeypatch.setattr(fe.data.DataStream, "label_counts", lambda self: counts)
+    monkeypatch.setattr(fe.data.DataStream, "label_counts", lambda self, portion: counts)
     net = clone(NET).set_params(max_iter=1)
     repeated = []
     define = type(net)._define_targets
@@ -265,6 +412,26 @@ def test_many_classes_of_many_rows_take_no_memory(monkeypatch):
     net.fit(labelled())
     assert repeated[0] <= 2**21
     assert len(net.classes_) == 1000
+
+
+@pytest.mark.parametrize("estimator", [CLASSIFIER, UNROLLED], ids=lambda e: type(e).__name__)
+def test_labels_of_many_rows_are_counted_and_not_collected(estimator, monkeypatch):
+    numbers = np.arange(-1, 999)
+    counts = (numbers, np.full(1000, 10**9))
+    monkeypatch.setattr(fe.data.DataStream, "label_counts", lambda self, portion: counts)
+    longest = []
+    check = check_classification_targets
+    monkeypatch.setattr(
+        "freenergy.estimators.classifier.check_classification_targets",
+        lambda y: (longest.append(len(y)), check(y)),
+    )
+    small = clone(estimator).set_params(n_iter=1)
+    if estimator is CLASSIFIER:
+        small.set_params(objective="hybrid")
+    with pytest.warns(UserWarning, match="^1000000000 rows have the label -1"):
+        small.fit(labelled())
+    assert longest[0] <= 2**21
+    assert small.classes_.tolist() == numbers[1:].tolist()
 
 
 @pytest.mark.parametrize("estimator", [NET, REGRESSOR], ids=lambda e: type(e).__name__)
@@ -301,10 +468,10 @@ def test_batch_normalisation_knows_a_sample_of_the_stream():
     ("estimator", "options", "message"),
     [
         (CLASSIFIER, {"class_weight": "balanced"}, "class_weight need arrays"),
+        (UNROLLED, {"class_weight": "balanced"}, "class_weight need arrays"),
         (NET, {"class_weight": "balanced"}, "class_weight needs arrays"),
         (NET, {"solver": "lbfgs"}, "lbfgs' needs arrays"),
         (NET, {"warm_start": True}, "warm_start needs arrays"),
-        (fe.UnrolledRBMClassifier(), {}, "learns from arrays only"),
     ],
 )
 def test_what_needs_all_rows_at_once_is_refused(estimator, options, message):
@@ -312,7 +479,9 @@ def test_what_needs_all_rows_at_once_is_refused(estimator, options, message):
         clone(estimator).set_params(**options).fit(labelled())
 
 
-@pytest.mark.parametrize("estimator", [CLASSIFIER, NET, REGRESSOR], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "estimator", [CLASSIFIER, UNROLLED, NET, REGRESSOR], ids=lambda e: type(e).__name__
+)
 def test_a_stream_is_scored_by_its_own_labels(estimator, folder):
     fitted = clone(estimator).fit(labelled())
     expected = fitted.score(ROWS, CLASSES)
@@ -344,7 +513,7 @@ def pairs_of(pairs):
 
 
 def test_a_stream_without_labels_is_no_classification(folder):
-    for estimator in (CLASSIFIER, NET, REGRESSOR):
+    for estimator in (CLASSIFIER, UNROLLED, NET, REGRESSOR):
         with pytest.raises(DataError, match="has no labels; name them"):
             clone(estimator).fit(folder)
     with pytest.raises(ValueError, match="takes arrays here"):

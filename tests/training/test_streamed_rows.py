@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array
 
 from freenergy.data import DataError, stream
+from freenergy.data.sources import ArraySource
+from freenergy.distributed import ALONE
 from freenergy.random import RandomStream
 from freenergy.training import LabelledBatch, LabelledRows, StreamedRows, as_rows
-from freenergy.training.rows import rows_in
+from freenergy.training.rows import label_counts, rows_in
 
 DOUBLE = torch.empty(0, dtype=torch.float64)
 
@@ -197,3 +200,105 @@ def test_a_shard_that_breaks_midway_leaves_the_last_epoch(data, start, same_stat
     same_state(trainer.state(), kept[-1])
     assert trainer.epoch == 2
     assert not any(t.name.startswith("freenergy-read") for t in threading.enumerate())
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_processes(together, monkeypatch):
+    """``in_processes(size, work)``, what ``work()`` gives in each process of a group."""
+    here = threading.local()
+    for module in ("trainer", "rows"):
+        monkeypatch.setattr(
+            f"freenergy.training.{module}.group_now", lambda: getattr(here, "group", ALONE)
+        )
+
+    def run(size, work):
+        def member(group):
+            here.group = group if size > 1 else ALONE
+            return work()
+
+        return together(size, member)
+
+    return run
+
+
+class Counted(ArraySource):
+    """An array that counts the rows that are read of it."""
+
+    n_read = 0
+
+    def read(self, start, stop):
+        self.n_read += stop - start
+        return super().read(start, stop)
+
+
+def counted(x, n_buffered=32 * 400, **options):
+    rows = stream(x.numpy(), buffer_bytes=n_buffered * x[0].nbytes, n_readers=1, **options)
+    return StreamedRows(replace(rows, source=Counted(x.numpy(), "rows")), DOUBLE)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("n_buffered", [32 * 400, 10**6], ids=["mixed", "held whole"])
+def test_several_processes_read_their_shares_and_learn_the_model_of_one(
+    data, start, in_processes, size, n_buffered
+):
+    x = data(20_000)
+
+    def work():
+        rows = counted(x, n_buffered)
+        trainer = start(rows, method="emf", batch_size=400, n_epochs=2)
+        trainer.fit(rows)
+        return trainer, rows.stream.source.n_read
+
+    ((one, n_all),) = in_processes(1, work)
+    several = in_processes(size, work)
+    assert n_all == 3 * 20_000, "the means, and two epochs"
+    assert sum(n for _, n in several) == n_all
+    assert_allclose([n for _, n in several], n_all / size, rtol=6e-3)
+    for member, _ in several:
+        for p, q in zip(member.model.parameters(), one.model.parameters(), strict=True):
+            assert_allclose(p.detach(), q.detach(), rtol=0, atol=1e-13)
+
+
+def test_a_value_that_one_process_finds_stops_the_start_in_all(data, start, in_processes):
+    x = data(20_000)
+    x[7, 2] = torch.nan
+
+    def work():
+        with pytest.raises(DataError, match="rows has NaN in column 2, row 7"):
+            start(counted(x))
+        return True
+
+    assert in_processes(3, work) == [True] * 3
+
+
+def test_a_part_without_a_row_is_a_labelled_batch_of_none(threads):
+    rows = StreamedRows(stream(np.eye(20), labels=np.arange(20)).encoded(lambda y: y), DOUBLE)
+    parts = [list(rows.parts(4, group.portion, RandomStream(0))) for group in threads(3)]
+    for shares in zip(*parts, strict=True):
+        # One block of so few rows is read by one process.
+        assert sorted(len(part.batch.rows) for part in shares) == [0, 0, 4]
+        for part in shares:
+            assert part.batch.rows.shape[1] == 20
+            assert len(part.batch.labels) == len(part.batch.rows)
+
+
+def test_the_means_are_not_asked_of_other_processes_where_rows_have_no_numbers(in_processes):
+    def work():
+        rows = StreamedRows(stream(Endless()), DOUBLE, start_rows=100)
+        return rows.mean().tolist()
+
+    assert len(set(map(tuple, in_processes(2, work)))) == 1
+
+
+def test_labels_are_counted_by_all_processes_together(in_processes):
+    y = np.resize([0, 1, -1], 3000)
+
+    def work():
+        labelled = stream(np.zeros((3000, 2)), labels=y, buffer_bytes=2**14).encoded(lambda y: y)
+        rows = StreamedRows(labelled, DOUBLE)
+        return label_counts(labelled)[1].tolist(), rows.labelled_only().n_rows
+
+    assert in_processes(3, work) == [([1000] * 3, 2000)] * 3

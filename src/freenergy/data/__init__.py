@@ -1,6 +1,6 @@
 """Names and paths to arrays, and streams of what does not fit into memory."""
 
-from freenergy.data.datasets import NAMES, Dataset, load
+from freenergy.data.datasets import NAMES, Dataset, Drawn, load
 from freenergy.data.errors import DataError
 from freenergy.data.opening import open_source
 from freenergy.data.sources import Block, Source
@@ -15,6 +15,7 @@ __all__ = [
     "DataError",
     "DataStream",
     "Dataset",
+    "Drawn",
     "Source",
     "Standardization",
     "as_stream",

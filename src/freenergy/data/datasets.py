@@ -26,7 +26,7 @@ from sklearn.model_selection import train_test_split
 
 from freenergy.data.errors import DataError, blaming, reason_of
 
-__all__ = ["NAMES", "Dataset", "load"]
+__all__ = ["NAMES", "Dataset", "Drawn", "load"]
 
 Array = NDArray[Any]
 
@@ -34,9 +34,25 @@ _FIELDS = ("x_train", "y_train", "x_test", "y_test")
 _ENDINGS = (".npz", ".npy", ".csv", ".parquet")
 _ENDINGS_TEXT = ".npz, .npy, .csv or .parquet"
 _STREAMED = (
-    "folders of .npy or .parquet, .h5 and .zarr are taken by freenergy.data.stream and "
-    "freenergy train"
+    "folders of .npy or .parquet, .h5 and .zarr are taken by freenergy.data.stream, freenergy "
+    "train and freenergy study"
 )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Where rows were drawn from.
+
+    Attributes
+    ----------
+    n_rows : int
+        Of all rows there.
+    labels : str or None
+        What there is no feature, by its name.
+    """
+
+    n_rows: int
+    labels: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,6 +72,8 @@ class Dataset:
         None for tables.
     is_binarized : bool
         Whether a threshold made 0 or 1 of other values.
+    drawn : Drawn or None
+        Out of how many rows these were drawn; None where they are all that there are.
 
     Examples
     --------
@@ -71,6 +89,7 @@ class Dataset:
     y_test: Array | None = None
     image_shape: tuple[int, ...] | None = None
     is_binarized: bool = False
+    drawn: Drawn | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -105,6 +124,8 @@ class Dataset:
         parts.append(f"labels={self.y_train is not None}")
         if self.image_shape is not None:
             parts.append(f"image_shape={self.image_shape}")
+        if self.drawn is not None:
+            parts.append(f"drawn from {self.drawn.n_rows}")
         return f"Dataset({', '.join(parts)})"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from freenergy.data.sources import Block, joined
 from freenergy.random import RandomStream
 
-__all__ = ["in_batches", "mixed", "read_ahead"]
+__all__ = ["in_batches", "mixed", "read_ahead", "taken"]
 
 T = TypeVar("T")
 
@@ -72,18 +72,18 @@ def mixed(blocks: Iterable[Block], capacity: int, random: RandomStream) -> Itera
         if buffer is None:
             buffer = _empty_like(block, capacity)
         room = min(capacity - filled, len(block.rows))
-        _put(buffer, slice(filled, filled + room), _taken(block, slice(0, room)))
+        _put(buffer, slice(filled, filled + room), taken(block, slice(0, room)))
         filled += room
-        rest = _taken(block, slice(room, None))
+        rest = taken(block, slice(room, None))
         if len(rest.rows):
             places = random.permutation(capacity)[: len(rest.rows)].numpy()
-            drawn = _taken(buffer, places)
+            drawn = taken(buffer, places)
             _put(buffer, places, rest)
             yield drawn
     if buffer is not None:
         order = random.permutation(filled).numpy()
         for start in range(0, filled, step):
-            yield _taken(buffer, order[start : start + step])
+            yield taken(buffer, order[start : start + step])
 
 
 def in_batches(blocks: Iterable[Block], size: int) -> Iterator[Block]:
@@ -101,11 +101,11 @@ def in_batches(blocks: Iterable[Block], size: int) -> Iterator[Block]:
         start = 0
         while waiting + len(block.rows) - start >= size:
             stop = start + size - waiting
-            parts.append(_taken(block, slice(start, stop)))
+            parts.append(taken(block, slice(start, stop)))
             yield joined(parts)
             parts, waiting, start = [], 0, stop
         if start < len(block.rows):
-            parts.append(_taken(block, slice(start, None)))
+            parts.append(taken(block, slice(start, None)))
             waiting += len(block.rows) - start
     if parts:
         yield joined(parts)
@@ -119,7 +119,8 @@ def _empty_like(block: Block, n_rows: int) -> Block:
     return Block(rows, np.empty((n_rows, *labels.shape[1:]), labels.dtype))
 
 
-def _taken(block: Block, index: slice | np.ndarray) -> Block:
+def taken(block: Block, index: slice | np.ndarray) -> Block:
+    """Some rows of a block, with their labels."""
     return Block(block.rows[index], None if block.labels is None else block.labels[index])
 
 

@@ -64,6 +64,8 @@ class Source(ABC):
         Whether several threads may read at once.
     has_labels : bool
         Whether blocks have labels.
+    is_divisible : bool
+        Whether a part of a block is read without reading all of it.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Source(ABC):
     columns: tuple[str, ...] | None = None
     concurrent: bool = True
     has_labels: bool = False
+    is_divisible: bool = True
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -111,6 +114,7 @@ class ArraySource(Source):
         self.dtype = np.dtype(array.dtype)
         chunks = getattr(array, "chunks", None)
         self._chunk = int(chunks[0]) if chunks else 1
+        self.is_divisible = self._chunk == 1
 
     def read(self, start: int, stop: int) -> Block:
         with blaming(self.name):
@@ -211,6 +215,7 @@ class Shards(Source):
         self.dtype = first.dtype
         self.columns = first.columns
         self.concurrent = all(source.concurrent for source in sources)
+        self.is_divisible = all(source.is_divisible for source in sources)
 
     def read(self, start: int, stop: int) -> Block:
         parts = []
@@ -266,6 +271,7 @@ class Labelled(Source):
         self.name, self.shape, self.dtype = rows.name, rows.shape, rows.dtype
         self.columns = rows.columns
         self.concurrent = rows.concurrent and labels.concurrent
+        self.is_divisible = rows.is_divisible
         self.has_labels = True
 
     def read(self, start: int, stop: int) -> Block:

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ColumnStatistics", "Standardization", "counted", "moments", "pooled", "standardization"]
+__all__ = [
+    "ColumnStatistics",
+    "Standardization",
+    "counted",
+    "counts_of_all",
+    "moments",
+    "pooled",
+    "standardization",
+]
 
 Array = NDArray[Any]
 
@@ -62,7 +70,7 @@ def moments(
 
 
 def pooled(parts: Iterable[ColumnStatistics]) -> ColumnStatistics:
-    """Statistics of all parts together.
+    """Statistics of all parts together; of no part, those of no row.
 
     References
     ----------
@@ -84,7 +92,7 @@ def pooled(parts: Iterable[ColumnStatistics]) -> ColumnStatistics:
         n = both
         if part.labels:
             _add(counts, *part.labels)
-    return ColumnStatistics(n, mean, spread / n, _as_arrays(counts) if counts else ())
+    return ColumnStatistics(n, mean, spread / max(1, n), _as_arrays(counts) if counts else ())
 
 
 def counted(parts: Iterable[Array]) -> tuple[Array, Array]:
@@ -98,6 +106,20 @@ def counted(parts: Iterable[Array]) -> tuple[Array, Array]:
     counts: Counter[Any] = Counter()
     for part in parts:
         _add(counts, *np.unique(part, return_counts=True))
+    return _as_arrays(counts)
+
+
+def counts_of_all(parts: Iterable[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Distinct labels and how often each is there, from the same of each part.
+
+    Examples
+    --------
+    >>> counts_of_all([(np.array([0, 2]), np.array([5, 1])), (np.array([2]), np.array([3]))])
+    (array([0, 2]), array([5, 4]))
+    """
+    counts: Counter[Any] = Counter()
+    for labels, numbers in parts:
+        _add(counts, labels, numbers)
     return _as_arrays(counts)
 
 

@@ -32,6 +32,8 @@ class ParquetFile(Source):
         When there is no such column, or a feature is not numeric.
     """
 
+    is_divisible = False
+
     def __init__(self, path: Path, label: str | None = None, *, only_label: bool = False) -> None:
         try:
             import pyarrow.parquet as pq
@@ -113,6 +115,7 @@ class Hdf5Array(Source):
         with _opened_hdf5(path) as file:
             array = ArraySource(file[inside], self.name)
             self.shape, self.dtype, self._chunk = array.shape, array.dtype, array._chunk
+            self.is_divisible = array.is_divisible
 
     def read(self, start: int, stop: int) -> Block:
         with blaming(self.name), _opened_hdf5(self.path) as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from freenergy.data.errors import DataError
 from freenergy.data.items import IterableSource
 from freenergy.data.opening import is_source, open_source
-from freenergy.data.reading import in_batches, mixed, read_ahead
+from freenergy.data.reading import in_batches, mixed, read_ahead, taken
+from freenergy.data.shares import NOT_HELD, Held, Portion, own_part
 from freenergy.data.sources import (
     BLOCKS_IN_BUFFER,
     ArraySource,
@@ -35,6 +36,7 @@ from freenergy.data.statistics import (
     pooled,
     standardization,
 )
+from freenergy.distributed import ALONE
 from freenergy.random import RandomStream
 
 __all__ = ["LARGE_BYTES", "DataStream", "as_stream", "stream"]
@@ -52,6 +54,8 @@ _MOST_BUFFERED = 2**20
 _MOST_HELD_TOGETHER = 2**30
 _SPREAD = 16
 _SAMPLED = 64
+# Reading one row by itself costs about as much as so many in a block.
+_SPARSE = 32
 _PIXELS = 255.0
 
 
@@ -173,6 +177,10 @@ class DataStream:
         What values must lie in, before ``span``; checked as they are read.
     encode : callable or None
         Makes numbers of the labels; without it they are left out of batches.
+    keep : callable or None
+        Of encoded labels, whether their rows come into batches; the others are passed over.
+    n_kept : int or None
+        How many come into batches, where some are passed over and their number is known.
     """
 
     source: Source | IterableSource
@@ -187,6 +195,8 @@ class DataStream:
     span: tuple[float, float] = (0.0, 1.0)
     bounds: tuple[float, float] | None = None
     encode: Encoder | None = None
+    keep: Encoder | None = None
+    n_kept: int | None = None
 
     @property
     def name(self) -> str:
@@ -203,6 +213,8 @@ class DataStream:
         """Number of rows; None where nobody knows."""
         if isinstance(self.source, IterableSource):
             return None
+        if self.keep is not None:
+            return self.n_kept
         return sum(stop - start for start, stop in self.ranges)
 
     @property
@@ -271,6 +283,10 @@ class DataStream:
         if not self.has_labels:
             raise DataError(f"{self.name} has no labels; name them: stream(..., labels=...)")
         return replace(self, encode=encode)
+
+    def labelled_only(self, n_rows: int | None) -> DataStream:
+        """Batches without the rows whose encoded label is less than zero; so many are left."""
+        return replace(self, keep=lambda labels: labels >= 0, n_kept=n_rows)
 
     def labelled(self, labels: Any) -> DataStream:
         """The same rows with these labels, one for each row that lies there."""
@@ -359,16 +375,50 @@ class DataStream:
             after the other go on in the next epoch where this one stopped.
         """
         n_rows = None if limit is None else limit * size
-        if self.n_rows is not None and self.n_rows <= size:
-            order = None  # It makes no difference within one batch.
+        if not self._is_mixed(size):
+            order = None
         with closing(self._epoch(order, n_rows)) as stored:
-            blocks: Iterator[Block] = stored
-            if order is not None:
-                capacity = self._capacity(n_rows)
-                # Places are drawn from the whole buffer for each block: not for a few rows only.
-                even = in_batches(stored, max(1, capacity // BLOCKS_IN_BUFFER))
-                blocks = mixed(even, capacity, order)
+            blocks = stored if order is None else self._mixed(stored, order, n_rows)
             yield from islice(in_batches(blocks, size), limit)
+
+    def parts(
+        self,
+        size: int,
+        portion: Portion,
+        order: RandomStream | None = None,
+        limit: int | None = None,
+    ) -> Generator[tuple[Block, int]]:
+        """One process's parts of the same batches, and how many rows the batches have.
+
+        The rows of a batch are those of one process, whatever the number of processes. Each of them
+        reads its portion of every block, or whole blocks in its turn where a part of a block cannot
+        be read alone, and holds its share of the buffer. How many rows of a batch are among them is
+        left to chance. Rows that are not mixed, that come one after the other only, or of which
+        some are passed over, are read by all processes; each takes its portion of every batch.
+
+        Parameters
+        ----------
+        size, order, limit
+            As for :meth:`batches`.
+        portion : callable
+            From a number of things to the slice of them that is this process's.
+        """
+        together = isinstance(self.source, IterableSource) or self.keep is not None
+        if together or order is None or not self._is_mixed(size):
+            with closing(self.batches(size, order, limit)) as batches:
+                for rows, labels in batches:
+                    own = portion(len(rows))
+                    yield Block(rows[own], None if labels is None else labels[own]), len(rows)
+            return
+        n_rows = None if limit is None else limit * size
+        blocks = self._own(self._epoch_ranges(order, n_rows), portion)
+        # A batch, what is left of a block at both ends of the buffer, and the block that is read.
+        waiting = size + 2 * self._step(n_rows) + max(b - a for a, b in self.ranges)
+        held = Held(self._capacity(n_rows) + waiting, lambda: self._checked_rows(0, 1))
+        places = self._mixed(held.numbered(blocks), order, n_rows)
+        with closing(blocks):
+            for numbers, _ in islice(in_batches(places, size), limit):
+                yield held.take(numbers[numbers != NOT_HELD]), len(numbers)
 
     def values(self, rows: Array, dtype: np.dtype[Any] | None = None) -> Array:
         """Rows as they are stored, transformed to what is learned from."""
@@ -377,7 +427,7 @@ class DataStream:
         exact = self.standardization is None and (
             self.threshold is None or np.can_cast(self.source.dtype, wanted)
         )
-        found = rows.reshape(len(rows), -1).astype(wanted if exact else np.float64)
+        found = rows.reshape(len(rows), self.width).astype(wanted if exact else np.float64)
         if self.full_scale != 1.0:
             found /= found.dtype.type(self.full_scale)
         if self.threshold is not None:
@@ -416,12 +466,50 @@ class DataStream:
             return self.read(0, n_rows)
         return self._together(self._stored(self.split(n_rows)[1].ranges))
 
+    def draw(self, n_rows: int, random: RandomStream) -> Block:
+        """Rows drawn uniformly from all, without replacement, in the order in which they lie.
+
+        Each set of so many rows is as likely as any other. Where single rows can be read, no others
+        are; else every block is, once.
+
+        Parameters
+        ----------
+        n_rows : int
+            All rows are taken where they are no more.
+        random : RandomStream
+
+        Returns
+        -------
+        Block
+            Transformed.
+
+        Raises
+        ------
+        DataError
+            When they would not fit into memory, or nobody knows how many rows there are.
+        """
+        n = self.n_rows
+        if n is None or isinstance(self.source, IterableSource):
+            raise DataError(f"no rows of {self.name} can be drawn: it has no known length")
+        n_rows = min(n, n_rows)
+        self._check_size(n_rows)
+        ends = np.cumsum([0, *(stop - start for start, stop in self.ranges)])
+        places = _drawn(n, n_rows, random)
+        own = np.split(places, np.searchsorted(places, ends[1:-1]))
+        jobs = (
+            partial(self._checked_rows, *piece)
+            for (start, stop), first, found in zip(self.ranges, ends, own, strict=False)
+            for piece in self._pieces(start, stop, found - first)
+        )
+        return self._together(read_ahead(jobs, self.n_readers if self.source.concurrent else 1))
+
     def statistics(
         self,
         *,
         n_rows: int | None = None,
         variances: bool = False,
         count_labels: bool = False,
+        portion: Portion = ALONE.portion,
     ) -> ColumnStatistics:
         """Moments of the transformed columns in double precision, in one pass.
 
@@ -434,6 +522,9 @@ class DataStream:
             Beside the means.
         count_labels : bool, default=False
             Count the distinct labels too.
+        portion : callable, optional
+            As for :meth:`parts`: of several processes, each reads its portion of the rows, those
+            that come one after the other excepted. The default is all of them.
 
         Returns
         -------
@@ -448,15 +539,20 @@ class DataStream:
         if n_rows is not None and n_rows < len(self.source):
             needed = math.ceil(n_rows * len(ranges) / len(self.source))
             ranges = tuple(ranges[k] for k in _spaced(len(ranges), max(_SPREAD, needed)))
-        with closing(self._stored(ranges, moments_of)) as parts:
+        own = tuple((a, b) for a, b in self._own_ranges(ranges, portion) if a < b)
+        with closing(self._stored(own, moments_of)) as parts:
             return pooled(parts)
 
-    def label_counts(self) -> tuple[Array, Array]:
+    def label_counts(self, portion: Portion = ALONE.portion) -> tuple[Array, Array]:
         """Distinct labels as they are stored, and how many rows have them.
 
-        Of rows whose number is not known, those of the first buffer.
+        Of rows whose number is not known, those of the first buffer. Of several processes each
+        counts its ``portion``, as in :meth:`statistics`.
         """
-        with closing(self._label_blocks()) as parts:
+        ranges = self.ranges
+        if not isinstance(self.source, IterableSource):
+            ranges = tuple((a, b) for a, b in self._own_ranges(ranges, portion) if a < b)
+        with closing(self._label_blocks(ranges)) as parts:
             return counted(parts)
 
     def read_labels(self) -> Array:
@@ -472,25 +568,25 @@ class DataStream:
                 f"{self.name} gives rows in its own order only, which may be another one in each "
                 "pass; give a torch Dataset with a length, or rows and labels as arrays"
             )
-        with closing(self._label_blocks()) as parts:
+        with closing(self._label_blocks(self.ranges)) as parts:
             return np.concatenate(list(parts))
 
     # ---- inside ----------------------------------------------------------------------------------
 
-    def _label_blocks(self) -> Generator[Array]:
+    def _label_blocks(self, ranges: tuple[tuple[int, int], ...]) -> Generator[Array]:
         """Labels as they are stored; of rows whose number is not known, those of a buffer."""
         if not self.has_labels:
             raise DataError(f"{self.name} has no labels; name them: stream(..., labels=...)")
         if isinstance(self.source, Labelled):
             # The rows themselves need not be read for it.
             labels = self.source.labels
-            jobs = (partial(labels.read, start, stop) for start, stop in self.ranges)
+            jobs = (partial(labels.read, start, stop) for start, stop in ranges)
             with closing(read_ahead(jobs, 1)) as found:
-                for block, (start, _) in zip(found, self.ranges, strict=True):
+                for block, (start, _) in zip(found, ranges, strict=True):
                     yield without_column(self._with_labels(block.rows, start))
             return
         plain = replace(self, encode=lambda labels: labels)
-        stored = plain._stored()
+        stored = plain._stored(ranges)
         if isinstance(self.source, IterableSource):
             stored = plain._first_rows(self.source, self.buffer_rows)
         with closing(stored) as blocks:
@@ -530,15 +626,64 @@ class DataStream:
             if n_rows is None:
                 self.source.restart()
             return self._pulled(self.source, n_rows)
+        return self._stored(self._epoch_ranges(order, n_rows))
+
+    def _epoch_ranges(
+        self, order: RandomStream | None, n_rows: int | None
+    ) -> tuple[tuple[int, int], ...]:
+        """The blocks of an epoch in the order in which they are read."""
         ranges = list(self.ranges)
         # What the buffer holds is mixed uniformly by it, as rows in memory are.
         fits = n_rows is None and (self.n_rows or 0) <= self.buffer_rows
         if order is not None and len(ranges) > 1 and not fits:
             ranges = [ranges[k] for k in order.permutation(len(ranges)).tolist()]
-        if n_rows is not None:
+        if n_rows is not None and self.keep is None:
             ends = np.cumsum([stop - start for start, stop in ranges])
             ranges = ranges[: int(np.searchsorted(ends, n_rows)) + 1]
-        return self._stored(tuple(ranges))
+        return tuple(ranges)
+
+    def _own(
+        self, ranges: tuple[tuple[int, int], ...], portion: Portion
+    ) -> Generator[tuple[int, int, Block | None]]:
+        """Of each block its length, where this process's part of it begins, and that part."""
+        own = list(self._own_ranges(ranges, portion))
+        with closing(self._stored(tuple((a, b) for a, b in own if a < b))) as found:
+            for (start, stop), (first, last) in zip(ranges, own, strict=True):
+                yield stop - start, first - start, next(found) if first < last else None
+
+    def _own_ranges(
+        self, ranges: tuple[tuple[int, int], ...], portion: Portion
+    ) -> Iterator[tuple[int, int]]:
+        assert isinstance(self.source, Source)
+        is_divisible = self.source.is_divisible
+        for number, (start, stop) in enumerate(ranges):
+            yield own_part(start, stop, number, portion, is_divisible=is_divisible)
+
+    def _pieces(
+        self, start: int, stop: int, wanted: Array
+    ) -> Iterator[tuple[int, int, Callable[[Block], Block]]]:
+        """What to read for some rows of a block, and what takes them from it."""
+        assert isinstance(self.source, Source)
+        if self.source.is_divisible and len(wanted) * _SPARSE < stop - start:
+            for row in wanted.tolist():
+                yield start + row, start + row + 1, lambda block: block
+        elif len(wanted):
+            yield start, stop, partial(taken, index=wanted)
+
+    def _is_mixed(self, size: int) -> bool:
+        """Whether an order makes a difference: not within one batch."""
+        return self.n_rows is None or self.n_rows > size
+
+    def _mixed(
+        self, blocks: Iterable[Block], order: RandomStream, n_rows: int | None
+    ) -> Iterator[Block]:
+        # Places are drawn from the whole buffer for each block: not for a few rows only.
+        even = in_batches(blocks, self._step(n_rows))
+        return mixed(even, self._capacity(n_rows), order)
+
+    def _step(self, n_rows: int | None) -> int:
+        """Rows that go into the full buffer at once."""
+        return max(1, self._capacity(n_rows) // BLOCKS_IN_BUFFER)
 
     def _capacity(self, n_rows: int | None) -> int:
         """Rows of the buffer: every block fits, and no more than there are."""
@@ -556,13 +701,16 @@ class DataStream:
             self.source.restart()
             return self._pulled(self.source, None)
         jobs = (
-            partial(self._read, self.source, start, stop, finish)
+            partial(self._checked_rows, start, stop, finish)
             for start, stop in (self.ranges if ranges is None else ranges)
         )
         return read_ahead(jobs, self.n_readers if self.source.concurrent else 1)
 
-    def _read(self, source: Source, start: int, stop: int, finish: Callable[[Block], Any]) -> Any:
-        return finish(self._checked(source.read(start, stop), start))
+    def _checked_rows(
+        self, start: int, stop: int, finish: Callable[[Block], Any] = lambda block: block
+    ) -> Any:
+        assert isinstance(self.source, Source)
+        return finish(self._checked(self.source.read(start, stop), start))
 
     def _first_rows(self, source: IterableSource, n_rows: int) -> Generator[Block]:
         """The first rows; whoever reads next begins with them again."""
@@ -613,6 +761,9 @@ class DataStream:
         labels = block.labels
         if self.encode is not None and labels is not None:
             labels = self.encode(self._with_labels(labels, start))
+            if self.keep is not None:
+                kept = self.keep(labels)
+                return Block(block.rows[kept], labels[kept])
         return Block(block.rows, labels)
 
     def _with_labels(self, labels: Array, start: int) -> Array:
@@ -685,6 +836,16 @@ def _spaced(n: int, k: int) -> Array:
     """At most ``k`` of ``range(n)``, evenly spaced."""
     k = min(n, k)
     return ((np.arange(k) + 0.5) * n / k).astype(np.int64)
+
+
+def _drawn(n: int, n_drawn: int, random: RandomStream) -> Array:
+    """So many of ``range(n)``, drawn without replacement, in their order; memory for those only."""
+    few = min(n_drawn, n - n_drawn)
+    found = np.empty(0, dtype=np.int64)
+    while len(found) < few:
+        # Those that were drawn before are drawn again: no set of numbers is preferred.
+        found = np.union1d(found, random.integers(0, n, few - len(found)).numpy())
+    return found if few == n_drawn else np.setdiff1d(np.arange(n), found, assume_unique=True)
 
 
 def _within_ranges(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numbers
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ from torch import Tensor
 
 from freenergy.data import DataStream, as_stream
 from freenergy.estimators.checkpoints import FitCheckpoint
-from freenergy.estimators.classes import StoredClasses
+from freenergy.estimators.classes import StoredClasses, label_column
 from freenergy.estimators.scoring import rows_and_targets
 from freenergy.estimators.validation import unchanged_on_error
 from freenergy.training.options import check_not_negative, check_whole
-from freenergy.training.rows import LabelledBatch, LabelledRows, StreamedRows
+from freenergy.training.rows import LabelledBatch, LabelledRows, StreamedRows, label_counts
 from freenergy.training.stopping import EarlyStopping
 from freenergy.training.trainer import DivergenceError, Trainer
 
@@ -30,7 +31,6 @@ __all__ = ["ProbabilisticClassifier"]
 
 _WATCHED_ROWS = 1000
 _MOST_HELD_OUT = 10_000
-_MOST_REPEATED = 2**20
 _AUTO = "auto"
 
 
@@ -40,8 +40,6 @@ class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
     Its parameters include ``class_weight``, ``early_stopping``, ``validation_fraction``,
     ``n_iter_no_change``, ``tol``, ``verbose``, ``unlabeled`` and ``callback``.
     """
-
-    _takes_streams: ClassVar[bool] = True
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Train a new model on rows and their labels.
@@ -163,16 +161,14 @@ class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
 
     def _rows_of_stream(self, stream: DataStream, y: Any, sample_weight: Any) -> tuple[Any, Any]:
         """A stream with the numbers of its classes, which are set."""
-        if not self._takes_streams:
-            raise ValueError(f"{type(self).__name__} learns from arrays only, not from a stream")
         if sample_weight is not None or self.class_weight is not None:
             raise ValueError("sample_weight and class_weight need arrays: a stream has no weights")
         if y is not None:
             stream = stream.labelled(y)
         self._check_columns(stream, True)
         stream = self._check_values(stream)
-        labels, counts = stream.label_counts()
-        self._set_classes(np.repeat(labels, np.minimum(counts, _MOST_REPEATED)))
+        labels, counts = label_counts(stream)
+        self._set_classes(labels, counts)
         mark = self._mark()
         if _marked(labels, mark).any() and not self._learns_without_labels():
             raise ValueError(
@@ -283,10 +279,18 @@ class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
         after, finish = self._after_epoch(stopping), self._finish(stopping)
         self._train(trainer, rows, after, finish, checkpoint)
 
-    def _set_classes(self, targets: np.ndarray, *, complete: bool = False) -> None:
-        """The classes among the labels of some rows, or those of a complete list."""
+    def _set_classes(
+        self, targets: np.ndarray, counts: np.ndarray | None = None, *, complete: bool = False
+    ) -> None:
+        """The classes among the labels of rows, or those of a complete list.
+
+        With ``counts``, labels are given once each, with the numbers of their rows.
+        """
         guessed = not complete or self.unlabeled != _AUTO
-        unlabeled = _marked(targets, self._mark_among(targets) if guessed else None)
+        mark = self._mark_among(targets, counts) if guessed else None
+        if counts is not None:
+            targets = label_column(targets, counts)
+        unlabeled = _marked(targets, mark)
         labeled = targets[~unlabeled]
         check_classification_targets(labeled)
         found = np.unique(labeled)
@@ -303,7 +307,7 @@ class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
             )
         self.classes_ = found
 
-    def _mark_among(self, targets: np.ndarray) -> Any:
+    def _mark_among(self, targets: np.ndarray, counts: np.ndarray | None) -> Any:
         """The label of rows without one, by what the others look like where nobody said it."""
         if self.unlabeled != _AUTO:
             return self.unlabeled
@@ -312,9 +316,11 @@ class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
         classes = values - {-1}
         if -1 not in values or not whole or len(classes) < 2 or min(classes) < 0:
             return None
+        marked = _marked(targets, -1)
+        n = marked.sum() if counts is None else counts[marked].sum()
         warnings.warn(
-            f"{targets.tolist().count(-1)} rows have the label -1 and are taken for rows without "
-            "one; pass unlabeled=-1 to say so, or unlabeled=None if it is a class",
+            f"{n} rows have the label -1 and are taken for rows without one; pass unlabeled=-1 to "
+            "say so, or unlabeled=None if it is a class",
             UserWarning,
             stacklevel=4,
         )
@@ -438,7 +444,7 @@ class ProbabilisticClassifier(ClassifierMixin, StoredClasses):
 
     def _after_epoch(self, stopping: EarlyStopping | None) -> Callable[[Trainer], None]:
         def after_epoch(trainer: Trainer) -> None:
-            if self.verbose:
+            if self.verbose and trainer.group.rank == 0:
                 self._print_epoch(trainer)
             if self.callback is not None:
                 self.callback(trainer)
@@ -492,9 +498,17 @@ def _first_labelled(rows: LabelledRows | StreamedRows) -> LabelledBatch:
     if isinstance(rows, LabelledRows):
         labeled = torch.nonzero(rows.labels.cpu() >= 0).squeeze(1)
         return rows.take(labeled[:_WATCHED_ROWS])
-    found: LabelledBatch = rows.some(_WATCHED_ROWS)
-    labeled = found.labels >= 0
-    return LabelledBatch(found.rows[labeled], found.labels[labeled], None)
+    found = _labelled_of(rows.some(_WATCHED_ROWS))
+    if not len(found.labels):
+        with closing(rows.labelled_only().batches(_WATCHED_ROWS)) as batches:
+            found = next(batches)
+    return found
+
+
+def _labelled_of(batch: LabelledBatch) -> LabelledBatch:
+    labeled = batch.labels >= 0
+    weights = None if batch.weights is None else batch.weights[labeled]
+    return LabelledBatch(batch.rows[labeled], batch.labels[labeled], weights)
 
 
 class _Watch:
@@ -509,7 +523,13 @@ class _Watch:
         self.log_proba = log_proba
         self.parts = {"": _first_labelled(rows)}
         if held_out is not None:
-            self.parts["_held_out"] = held_out.take(slice(0, len(held_out)))
+            watched = _labelled_of(held_out.take(slice(0, len(held_out))))
+            if not len(watched.labels):
+                raise ValueError(
+                    "none of the rows that are held out has a label; raise validation_fraction, or "
+                    "pass early_stopping=False"
+                )
+            self.parts["_held_out"] = watched
 
     @torch.no_grad()
     def __call__(self, model: Any) -> dict[str, float]:

@@ -22,18 +22,19 @@ from freenergy.estimators.base import as_device, order_stream
 from freenergy.estimators.bernoulli_rbm import BernoulliRBM
 from freenergy.estimators.checkpoints import FitCheckpoint
 from freenergy.estimators.classifier import ProbabilisticClassifier
+from freenergy.estimators.divergence import advice_for_divergence
 from freenergy.estimators.validation import within
 from freenergy.models import RBM, UnrolledRBM, fold, unroll
 from freenergy.random import RandomStream
 from freenergy.thermodynamics import RBMMonitor
 from freenergy.training.backprop import Backpropagation, mean_cross_entropy
 from freenergy.training.options import LoopOptions, check_one_of, check_share, check_whole
-from freenergy.training.rows import LabelledRows, Rows
+from freenergy.training.rows import LabelledRows, Rows, StreamedRows
 from freenergy.training.run import model_spec
 from freenergy.training.stopping import EarlyStopping, StopTraining
 from freenergy.training.trainer import START_SCALE, DivergenceError, Trainer
 
-__all__ = ["UnrolledRBMClassifier"]
+__all__ = ["PRETRAINING", "UnrolledRBMClassifier"]
 
 _WATCHED_ROWS = 200
 _WATCHED_STATES = 20
@@ -43,7 +44,7 @@ _MOST_REPEATED = 10
 _LARGEST_WHOLE = 2.0**53
 # Of a fit: the training of the layers once they are released.
 _RELEASED = 1
-_PRETRAINING: dict[str, Any] = {
+PRETRAINING: dict[str, Any] = {
     "n_components": 256,
     "learning_rate": 0.05,
     "batch_size": 20,
@@ -113,6 +114,9 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
     schedule : {"inverse", "cosine"}, default="inverse"
         ``"cosine"`` lowers the learning rate along half a period to zero at the end.
     shuffle : bool, default=True
+    updates_per_epoch : int or None, default=None
+        End each pass after at most so many updates, for streams too long for whole passes; ``rbm``
+        has its own. None visits all rows.
     device : str, default="cpu"
     validate_range : bool, default=True
         Refuse values outside [0, 1], which are no magnetisations of 0/1 units.
@@ -139,8 +143,8 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         the layers' where they are not tied) ``rbm_free_energy`` (mean :math:`F(v)` of training
         rows), ``rbm_weight_norm``, and by the second order of the mean field
         ``rbm_tap2_free_energy``, ``rbm_tap2_energy``, ``rbm_tap2_entropy``,
-        ``rbm_tap2_log_partition`` and ``rbm_tap2_converged``. They read the first 200 rows, their
-        values clipped to [0, 1].
+        ``rbm_tap2_log_partition`` and ``rbm_tap2_converged``. They read the first 200 rows, or as
+        many from all over a stream, their values clipped to [0, 1].
     n_iter_ : int
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features,)
@@ -171,7 +175,6 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
     torch.Size([64, 32])
     """
 
-    _takes_streams = False  # The rows are pretrained on and repeated by weight.
     _options_type = LoopOptions
     model_: UnrolledRBM
 
@@ -204,6 +207,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         l1: float = 0.0,
         l2: float = 0.0,
         shuffle: bool = True,
+        updates_per_epoch: int | None = None,
         device: str = "cpu",
         validate_range: bool = True,
         verbose: int = 0,
@@ -236,6 +240,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         self.l1 = l1
         self.l2 = l2
         self.shuffle = shuffle
+        self.updates_per_epoch = updates_per_epoch
         self.device = device
         self.validate_range = validate_range
         self.verbose = verbose
@@ -284,7 +289,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
     def _log_proba(self, options: LoopOptions, model: UnrolledRBM, x: Tensor) -> Tensor:
         return torch.log_softmax(model(x), -1)
 
-    def _start(self, rows: LabelledRows, dtype: torch.dtype) -> Trainer:
+    def _start(self, rows: LabelledRows | StreamedRows, dtype: torch.dtype) -> Trainer:
         seed = self._seed()
         rbm = self._pretrained(rows, dtype, seed)
         net = _unrolled(
@@ -303,7 +308,10 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         return trainer
 
     def _pretrained(
-        self, rows: LabelledRows, dtype: torch.dtype, seed: int | np.random.RandomState
+        self,
+        rows: LabelledRows | StreamedRows,
+        dtype: torch.dtype,
+        seed: int | np.random.RandomState,
     ) -> BernoulliRBM:
         """The RBM to unroll; a copy where it was trained before."""
         if isinstance(self.rbm, FrozenEstimator):
@@ -314,7 +322,7 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
                     f"rbm was trained on {rbm.model_.n_visible} features, but X has {rows.width}"
                 )
             return rbm
-        rbm = clone(self.rbm) if self.rbm is not None else BernoulliRBM(**_PRETRAINING)
+        rbm = clone(self.rbm) if self.rbm is not None else BernoulliRBM(**PRETRAINING)
         if rbm.random_state is None:
             rbm.set_params(random_state=seed)
         rbm.set_params(device=self.device)
@@ -323,9 +331,10 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         if self.checkpoint_dir is not None and rbm.checkpoint_dir is None:
             rbm.set_params(checkpoint_dir=Path(self.checkpoint_dir) / "pretraining")
         try:
-            rbm._fit_rows(_repeated(rows), dtype)
+            rbm._fit_rows(_pretraining_rows(rows, rbm), dtype)
         except DivergenceError as error:
-            raise DivergenceError(f"rbm, in the pretraining: {error}") from error
+            event = f"rbm, in the pretraining: {error.event}"
+            raise DivergenceError(event, advice_for_divergence(rbm, of="rbm")) from error
         if not self.pretrain:
             with torch.no_grad():
                 scale = 4.0 * math.sqrt(2.0 / sum(rbm.model_.weight.shape))
@@ -342,7 +351,9 @@ class UnrolledRBMClassifier(ProbabilisticClassifier):
         random = RandomStream(seed, next(net.parameters()).device)
         return Trainer(net, options, random, gradient=gradient, order=order_stream(seed))
 
-    def _learned_from(self, rows: LabelledRows) -> LabelledRows:
+    def _learned_from(self, rows: Any) -> Any:
+        if isinstance(rows, StreamedRows):
+            return rows.labelled_only()
         return rows.part(torch.nonzero(rows.labels >= 0).squeeze(1).cpu())
 
     def _learn(
@@ -476,9 +487,9 @@ class _Release:
 class _Machine:
     """Monitor: the thermodynamics of the RBM that the net's weights define."""
 
-    def __init__(self, rows: LabelledRows, beta: float) -> None:
+    def __init__(self, rows: LabelledRows | StreamedRows, beta: float) -> None:
         self.monitor = RBMMonitor(
-            rows.rows.take(slice(0, _WATCHED_ROWS)).clamp(0.0, 1.0),
+            rows.rows.some(_WATCHED_ROWS).clamp(0.0, 1.0),
             beta=beta,
             orders=(2,),
             n_states=_WATCHED_STATES,
@@ -487,6 +498,16 @@ class _Machine:
 
     def __call__(self, model: UnrolledRBM) -> dict[str, Any]:
         return {f"rbm_{name}": value for name, value in self.monitor(fold(model)).items()}
+
+
+def _pretraining_rows(rows: LabelledRows | StreamedRows, rbm: BernoulliRBM) -> Rows:
+    """All rows, with a label or without, for a training that knows neither labels nor weights."""
+    if isinstance(rows, LabelledRows):
+        return _repeated(rows)
+    found = rows.rows
+    if rbm.updates_per_epoch is not None:
+        found.start_rows = rbm.updates_per_epoch * rbm.batch_size
+    return found
 
 
 def _repeated(rows: LabelledRows) -> Rows:
@@ -517,7 +538,7 @@ def _asked_machine(rbm: Any) -> dict[str, Any]:
     if isinstance(rbm, FrozenEstimator):
         trained = rbm.estimator
         return {"rbm__n_components": trained.model_.n_hidden, "rbm__beta": trained._beta}
-    rbm = BernoulliRBM(**_PRETRAINING) if rbm is None else rbm
+    rbm = BernoulliRBM(**PRETRAINING) if rbm is None else rbm
     return {"rbm__n_components": rbm.n_components, "rbm__beta": rbm.beta}
 
 

@@ -37,6 +37,7 @@ from freenergy.studies.conjecture_readings import Reader, random_step
 from freenergy.studies.folder import Plan, claim, finished, read_plan
 from freenergy.studies.labelled import split_labelled
 from freenergy.studies.parallel import Job, run_jobs
+from freenergy.studies.run_data import StudyData, data_of_study, drawn_from
 from freenergy.studies.stations import STATIONS, Station, StationOptions, Step
 from freenergy.studies.verdict import Judgement, Status, judge_all
 from freenergy.training import DivergenceError, LabelledRows, RunError, initialize
@@ -177,7 +178,7 @@ class ConjectureStudy:
 
 
 def run_conjecture(
-    dataset: Dataset,
+    dataset: StudyData,
     directory: str | os.PathLike[str],
     settings: ConjectureSettings | None = None,
     *,
@@ -194,8 +195,8 @@ def run_conjecture(
 
     Parameters
     ----------
-    dataset : Dataset
-        With values in [0, 1], and labels.
+    dataset : Dataset, DataStream, str or path-like
+        With values in [0, 1], and labels; as for :func:`~freenergy.studies.learning.run_learning`.
     directory : path-like
     settings : ConjectureSettings, default=None
         None takes those that fit the data.
@@ -206,7 +207,7 @@ def run_conjecture(
     command : str
         For the record.
     binarize : float, default=None
-        For the record: the threshold that the data set was binarised by.
+        The threshold that a named set is binarised by. For the record where a Dataset is given.
     source : str, default=None
         For the record: what :func:`freenergy.data.load` was given; None is the set's name.
 
@@ -223,6 +224,7 @@ def run_conjecture(
     RunError
         When the folder holds another study.
     """
+    dataset, source = data_of_study(dataset, source, binarize, reporter)
     settings = settings or ConjectureSettings.for_data(dataset)
     record: dict[str, Any] = {"command": command, "binarize": binarize, "source": source}
     jobs = conjecture_trainings(dataset, directory, settings, **record)
@@ -253,7 +255,7 @@ def conjecture_trainings(
         "n_held_out": len(held_out),
         "n_visible": train.width,
         "n_classes": n_classes,
-    }
+    } | drawn_from(dataset)
     claim(directory, Plan("conjecture", data, settings, command))
     jobs = []
     for seed in settings.seeds:

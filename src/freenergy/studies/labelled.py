@@ -26,7 +26,7 @@ def split_labelled(dataset: Dataset) -> tuple[LabelledRows, LabelledRows, int]:
     if y is None or (dataset.x_test is not None and y_test is None):
         raise DataError(
             f"{dataset.name} has no labels; this study trains classifiers, so choose data with "
-            "labels or name their column"
+            "labels, or say where they are (--labels, or labels of a stream)"
         )
     if np.ndim(y) != 1 or type_of_target(y) not in ("binary", "multiclass"):
         raise DataError(

@@ -30,6 +30,7 @@ from freenergy.studies.assessment import Assessment, assess
 from freenergy.studies.folder import Plan, claim, finished, read_plan
 from freenergy.studies.parallel import Job, one_thread, run_jobs
 from freenergy.studies.results import MethodResult, describe, filters, samples, split_held_out
+from freenergy.studies.run_data import StudyData, data_of_study, drawn_from
 from freenergy.thermodynamics import RBMMonitor, TemperatureMonitor
 from freenergy.training import (
     RunConfig,
@@ -170,7 +171,7 @@ class LearningStudy:
 
 
 def run_learning(
-    dataset: Dataset,
+    dataset: StudyData,
     directory: str | os.PathLike[str],
     settings: LearningSettings | None = None,
     *,
@@ -187,8 +188,9 @@ def run_learning(
 
     Parameters
     ----------
-    dataset : Dataset
-        With values in [0, 1].
+    dataset : Dataset, DataStream, str or path-like
+        With values in [0, 1]. Of a stream, and of what a name stands for that is streamed, rows are
+        drawn: :func:`~freenergy.studies.run_data.open_dataset`.
     directory : path-like
     settings : LearningSettings, default=None
         None takes those that fit the data.
@@ -199,7 +201,7 @@ def run_learning(
     command : str
         For the record.
     binarize : float, default=None
-        For the record: the threshold that the data set was binarised by.
+        The threshold that a named set is binarised by. For the record where a Dataset is given.
     source : str, default=None
         For the record: what :func:`freenergy.data.load` was given; None is the set's name.
 
@@ -212,6 +214,7 @@ def run_learning(
     RunError
         When the folder holds another study.
     """
+    dataset, source = data_of_study(dataset, source, binarize, reporter)
     settings = settings or LearningSettings.for_data(dataset)
     record: dict[str, Any] = {"command": command, "binarize": binarize, "source": source}
     pool: dict[str, Any] = {"n_jobs": n_jobs, "reporter": reporter}
@@ -244,7 +247,7 @@ def learning_trainings(
         "n_train": len(train),
         "n_held_out": len(held_out),
         "n_visible": train.shape[1],
-    }
+    } | drawn_from(dataset)
     plan = Plan("learning", data, settings, command)
     claim(directory, plan)
     return [

@@ -1,21 +1,47 @@
-"""The rows of a run of the command line: loaded, or streamed where they are too many."""
+"""The rows of a run of the command line: loaded, or streamed where they are too many.
+
+A study compares trainings on equal rows, and judges them by what needs all rows at once. Of data
+that are streamed it learns from rows that were drawn, always the same ones.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from freenergy import data
-from freenergy.data import DataError, DataStream
+from freenergy.data import DataError, Dataset, DataStream, Drawn
 from freenergy.models import Unit
+from freenergy.progress import Reporter
+from freenergy.random import RandomStream
 from freenergy.studies.results import split_held_out
 from freenergy.training import Rows, StreamedRows, as_rows
 
-__all__ = ["RunData", "is_in_store", "is_streamed", "open_data", "to_unit"]
+__all__ = [
+    "RunData",
+    "StudyData",
+    "data_of_study",
+    "drawn_from",
+    "is_in_store",
+    "is_streamed",
+    "open_data",
+    "open_dataset",
+    "reopen_data",
+    "rows_in_words",
+    "to_unit",
+]
 
+StudyData: TypeAlias = Dataset | DataStream | str | os.PathLike[str]
+"""What a study is of: a data set, a stream, or the name of either."""
+
+_FEWEST = 10
 _MOST_HELD_OUT = 10_000
 _LOOKED_AT = 1000
 _MOST_BYTES = 2**28
@@ -106,29 +132,184 @@ def open_data(name: str, binarize: float | None, labels: str | None = None) -> R
     if not is_streamed(name):
         if labels is not None:
             raise DataError(f"labels have no effect on {name}, which is loaded as a whole")
-        dataset = data.load(name, binarize=binarize)
-        train, held_out = split_held_out(dataset)
-        return RunData(
-            dataset.name,
-            dataset.fingerprint,
-            train,
-            held_out,
-            dataset.image_shape,
-            dataset.is_binarized,
-        )
+        return _loaded(data.load(name, binarize=binarize))
     found = data.stream(name, binarize=binarize, labels=labels).within(0.0, 1.0)
     n = found.n_rows or 0
-    if n < 10:
-        raise DataError(f"{name} has {n} rows; at least 10 are needed to hold some out")
+    if n < _FEWEST:
+        raise DataError(f"{name} has {n} rows; at least {_FEWEST} are needed to hold some out")
     most = max(1, _MOST_BYTES // (found.width * found.dtype.itemsize))
     kept, rest = found.split(min(max(2, n // 5), _MOST_HELD_OUT, most))
     held_out = rest.sample(_MOST_HELD_OUT).rows.astype(np.float32)
-    stem = Path(name.partition(":")[0]).stem
-    is_binarized = False
-    if binarize is not None:
-        stored = replace(kept, threshold=None, bounds=None).sample(_LOOKED_AT).rows
-        is_binarized = bool(((stored != 0) & (stored != 1)).any())
-    return RunData(stem, found.fingerprint, kept, held_out, found.image_shape, is_binarized)
+    shape, fingerprint = found.image_shape, found.fingerprint
+    return RunData(_short(name), fingerprint, kept, held_out, shape, _is_binarized(kept))
+
+
+def reopen_data(stored: dict[str, Any]) -> RunData:
+    """The rows of a run by what it has kept of them, those of a study's run included.
+
+    Raises
+    ------
+    ValueError
+        When they cannot be used. Whether they are the same tells the fingerprint.
+    """
+    name, binarize, drawn = stored["name"], stored.get("binarize"), stored.get("drawn")
+    if drawn is None:
+        return open_data(name, binarize, stored.get("labels"))
+    return _loaded(open_dataset(name, binarize, drawn["labels"], drawn["n_drawn"]))
+
+
+def _loaded(dataset: Dataset) -> RunData:
+    train, held_out = split_held_out(dataset)
+    return RunData(
+        dataset.name,
+        dataset.fingerprint,
+        train,
+        held_out,
+        dataset.image_shape,
+        dataset.is_binarized,
+    )
+
+
+# ---- studies -------------------------------------------------------------------------------------
+
+
+def open_dataset(
+    name: str | os.PathLike[str],
+    binarize: float | None = None,
+    labels: str | None = None,
+    n_rows: int | None = None,
+) -> Dataset:
+    """The data set of a study: loaded, or drawn from what is streamed.
+
+    Parameters
+    ----------
+    name : str or path-like
+        As for :func:`freenergy.data.load` or :func:`freenergy.data.stream`.
+    binarize : float, default=None
+    labels : str, default=None
+        Of data that are streamed, where their labels are; see :func:`freenergy.data.stream`.
+    n_rows : int, default=None
+        So many rows are drawn from data that are streamed, uniformly and without replacement; None
+        draws as many as take 256 MiB. An ``.npy`` or ``.parquet`` file is streamed where ``labels``
+        or ``n_rows`` is given.
+
+    Returns
+    -------
+    Dataset
+        The same rows each time. A fifth of those that were drawn, but at most 10 000, are its test
+        set.
+
+    Raises
+    ------
+    ValueError
+        When the data cannot be used, or are fewer than ten rows.
+    """
+    name = os.fspath(name)
+    asked = labels is not None or n_rows is not None
+    in_blocks = Path(name).suffix.lower() in (".npy", ".parquet")
+    if is_streamed(name) or (asked and in_blocks):
+        found = data.stream(name, binarize=binarize, labels=labels)
+        return _drawn(found, _short(name), labels, n_rows)
+    if asked:
+        what = "labels" if labels is not None else "a number of rows"
+        raise DataError(f"{what} cannot be chosen of {name}, which is loaded as a whole")
+    return data.load(name, binarize=binarize)
+
+
+def data_of_study(
+    what: StudyData,
+    source: str | None = None,
+    binarize: float | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[Dataset, str]:
+    """The data set that a study is of, drawn where need be, and what it is called in records."""
+    if isinstance(what, Dataset):
+        dataset = what
+    elif isinstance(what, DataStream):
+        dataset = _drawn(what, _short(what.name))
+    else:
+        dataset, source = open_dataset(what, binarize), source or os.fspath(what)
+    if dataset.drawn is not None and dataset.x_test is not None:
+        sizes = {"n_train": len(dataset.x_train), "n_held_out": len(dataset.x_test)}
+        words = rows_in_words(sizes | drawn_from(dataset))
+        (reporter or Reporter()).line(f"{dataset.name}: {words}")
+    return dataset, source or dataset.name
+
+
+def drawn_from(dataset: Dataset) -> dict[str, Any]:
+    """What a study keeps of how its rows were drawn; nothing where they were not."""
+    if dataset.drawn is None:
+        return {}
+    n_held_out = 0 if dataset.x_test is None else len(dataset.x_test)
+    drawn = {"n_drawn": len(dataset.x_train) + n_held_out, **dataclasses.asdict(dataset.drawn)}
+    return {"drawn": drawn}
+
+
+def rows_in_words(stored: dict[str, Any]) -> str:
+    """How many rows a study learns from and holds out, and what they were drawn from.
+
+    Examples
+    --------
+    >>> rows_in_words({"n_train": 800, "n_held_out": 200})
+    '800 rows to learn from, 200 held out'
+    >>> drawn = {"n_drawn": 1000, "n_rows": 5000}
+    >>> rows_in_words({"n_train": 800, "n_held_out": 200, "drawn": drawn})
+    '800 rows to learn from, 200 held out (of 1000 drawn at random from 5000)'
+    """
+    words = f"{stored['n_train']} rows to learn from, {stored['n_held_out']} held out"
+    drawn = stored.get("drawn")
+    if drawn is None or drawn["n_drawn"] == drawn["n_rows"]:
+        return words
+    return f"{words} (of {drawn['n_drawn']} drawn at random from {drawn['n_rows']})"
+
+
+def _drawn(
+    found: DataStream, name: str, labels: str | None = None, n_rows: int | None = None
+) -> Dataset:
+    """Rows drawn from a stream, in a random order, some of them held out."""
+    if n_rows is not None and n_rows < _FEWEST:
+        raise DataError(f"{n_rows} rows are too few to hold some out; take at least {_FEWEST}")
+    found = found.within(0.0, 1.0)
+    if found.has_labels:
+        found = found.encoded(lambda y: y)  # So that a label that is missing is found.
+    most = max(_FEWEST, _MOST_BYTES // (found.width * np.dtype(np.float32).itemsize))
+    rows, labels_ = found.draw(most if n_rows is None else n_rows, RandomStream(0))
+    if len(rows) < _FEWEST:
+        raise DataError(f"{name} has {len(rows)} rows; at least {_FEWEST} are needed")
+    order = RandomStream(1).permutation(len(rows)).numpy()
+    n_held_out = min(math.ceil(len(rows) / 5), _MOST_HELD_OUT)
+    test, train = order[:n_held_out], order[n_held_out:]
+    y = None if labels_ is None else _plain(labels_)
+    return Dataset(
+        name,
+        rows[train].astype(np.float32, copy=False),
+        None if y is None else y[train],
+        rows[test].astype(np.float32, copy=False),
+        None if y is None else y[test],
+        found.image_shape,
+        _is_binarized(found),
+        Drawn(found.n_rows or 0, labels),
+    )
+
+
+def _plain(labels: np.ndarray) -> np.ndarray:
+    """Labels of a type that a data set has."""
+    if labels.dtype.kind in "iu":
+        return labels.astype(np.int64)
+    return np.array(labels.tolist()) if labels.dtype == object else labels
+
+
+def _short(name: str) -> str:
+    """The name of a file without its place and ending, nor what is meant in it."""
+    return Path(name.partition(":")[0]).stem
+
+
+def _is_binarized(found: DataStream) -> bool:
+    """Whether a threshold makes 0 or 1 of other values, as a sample tells."""
+    if found.threshold is None:
+        return False
+    stored = replace(found, threshold=None, bounds=None).sample(_LOOKED_AT).rows
+    return bool(((stored != 0) & (stored != 1)).any())
 
 
 def to_unit(rows: np.ndarray, unit: Unit) -> torch.Tensor:

@@ -16,6 +16,7 @@ from freenergy.data import DataError, Dataset
 from freenergy.progress import Reporter
 from freenergy.report import Page, Section, Text
 from freenergy.studies import conjecture_page
+from freenergy.studies.blocks import unfinished
 from freenergy.studies.conjecture import (
     ConjectureSettings,
     ConjectureStudy,
@@ -44,6 +45,7 @@ from freenergy.studies.learning import (
 from freenergy.studies.learning_page import learning_page
 from freenergy.studies.parallel import Job, run_jobs
 from freenergy.studies.results import split_held_out
+from freenergy.studies.run_data import StudyData, data_of_study
 
 __all__ = ["Study", "read_study", "run_study", "study_page"]
 
@@ -76,7 +78,7 @@ class Study:
 
 
 def run_study(
-    dataset: Dataset,
+    dataset: StudyData,
     directory: str | os.PathLike[str],
     settings: LearningSettings | None = None,
     conjecture_settings: ConjectureSettings | None = None,
@@ -93,6 +95,7 @@ def run_study(
     The parameters are those of :func:`~freenergy.studies.learning.run_learning`.
     """
     directory, reporter = Path(directory), reporter or Reporter()
+    dataset, source = data_of_study(dataset, source, binarize, reporter)
     settings = settings or LearningSettings.for_data(dataset)
     record: dict[str, Any] = {"command": command, "binarize": binarize, "source": source}
     trainings = learning_trainings(dataset, directory, settings, **record)
@@ -165,14 +168,17 @@ def read_study(directory: str | os.PathLike[str]) -> Study:
         try:
             depth = read_depth(directory / _DEPTH)
         except NothingFinished:
-            missing.append("How deep a net can be.")
+            missing.append("How deep a net can be: all of it.")
+        else:
+            if depth.missing:
+                missing.append(f"How deep a net can be: {depth.missing}.")
     return Study(learning, landscape, conjecture, depth, tuple(missing))
 
 
 def study_page(study: Study) -> Page:
     """Compose the report: learning, the landscape, what backprop does, and depth."""
     page = learning_page(study.learning)
-    sections = [*_missing(study), *page.sections]
+    sections = [*unfinished(*study.missing), *page.sections]
     if study.landscape is not None:
         sections.append(landscape_section(study.landscape, _OF))
     if study.conjecture is not None:
@@ -185,26 +191,10 @@ def study_page(study: Study) -> Page:
     return dataclasses.replace(page, sections=sections)
 
 
-def _missing(study: Study) -> list[Section]:
-    if not study.missing:
-        return []
-    return [
-        Section(
-            "Not finished",
-            [Text(study.missing)],
-            intro=(
-                "This page shows what is done so far. Run the study again with the same options "
-                "and `--out`: it goes on with what is missing."
-            ),
-        )
-    ]
-
-
 def _answer(study: ConjectureStudy) -> Section:
-    found = conjecture_page.verdict(study)
     return Section(
         "Does backpropagation lower the free energy?",
-        [Text(f"**{found.status.capitalize()}.** {found.text}")],
+        [Text(conjecture_page.answer(study))],
         intro=(
             f"From the same initial weights ({study.settings.n_hidden} hidden units, "
             f"{len(study.settings.seeds)} seeds), mean field, sampling and backpropagation learn "

@@ -5,16 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import closing
-from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from freenergy.data import Block, ColumnStatistics, DataStream
+from freenergy.data import Block, ColumnStatistics, DataError, DataStream
+from freenergy.data.shares import Portion
+from freenergy.data.statistics import counts_of_all, pooled
+from freenergy.distributed import ALONE, group_now
 from freenergy.random import RandomStream
+from freenergy.training.transfer import placed, sent
 
 __all__ = [
     "DenseRows",
@@ -26,13 +30,14 @@ __all__ = [
     "StreamedRows",
     "as_part",
     "as_rows",
+    "label_counts",
     "rows_in",
 ]
 
-_BLOCK = 4096
+T = TypeVar("T")
 
-Portion: TypeAlias = Callable[[int], slice]
-"""Which of the rows of a batch are this process's, from their number."""
+_BLOCK = 4096
+_BLOCK_ELEMENTS = 2**22
 
 
 class Part(NamedTuple):
@@ -66,6 +71,11 @@ class Rows(Protocol):
     @property
     def total(self) -> float:
         """Sum of the rows' weights, on which the means rest."""
+        ...
+
+    @property
+    def resident(self) -> bool:
+        """Whether all rows lie where the model does."""
         ...
 
     def __len__(self) -> int: ...
@@ -123,6 +133,16 @@ class _RowsInMemory:
         """Number of rows, each of which has a weight of one."""
         return float(len(self))
 
+    @property
+    def resident(self) -> bool:
+        """Whether all rows lie where the model does."""
+        return False
+
+    @property
+    def home(self) -> torch.device:
+        """Where the rows lie, and positions are looked up."""
+        return torch.device("cpu")
+
     def batches(
         self, size: int, order: RandomStream | None = None, limit: int | None = None
     ) -> Generator[Any]:
@@ -147,7 +167,9 @@ class _RowsInMemory:
         """Positions of a portion of each batch, and the number of rows of all of it."""
         n = len(self)
         # The order within one batch makes no difference, so none is drawn for it.
-        permutation = order.permutation(n) if order is not None and n > size else None
+        # It is brought to the rows whole: for each batch, the host would wait for the device.
+        shuffled = order is not None and n > size
+        permutation = order.permutation(n).to(self.home) if order is not None and shuffled else None
         for start in range(0, n if limit is None else min(n, limit * size), size):
             n_rows = min(size, n - start)
             own = portion(n_rows)
@@ -160,10 +182,29 @@ class _RowsInMemory:
 
 
 class DenseRows(_RowsInMemory):
-    """Rows of one tensor, which is moved to the device whole."""
+    """Rows of one tensor.
 
-    def __init__(self, data: Tensor) -> None:
+    Parameters
+    ----------
+    data : Tensor
+        On the device of the model, or on the host where it is too large for that.
+    like : Tensor or None, default=None
+        On the device of the model; None is ``data``.
+    """
+
+    def __init__(self, data: Tensor, like: Tensor | None = None) -> None:
         self.data = data
+        self.like = data if like is None else like.detach()
+
+    @property
+    def resident(self) -> bool:
+        """Whether all rows lie where the model does."""
+        return self.data.device == self.like.device
+
+    @property
+    def home(self) -> torch.device:
+        """Where the rows lie."""
+        return self.data.device
 
     @property
     def width(self) -> int:
@@ -176,17 +217,21 @@ class DenseRows(_RowsInMemory):
     def take(self, index: Tensor | slice) -> Tensor:
         """The rows at these positions."""
         if isinstance(index, slice):
-            return self.data[index]
+            return sent(self.data[index], self.like)
         # Several times as fast as indexing, for the rows of a batch.
-        return self.data.index_select(0, index.to(self.data.device))
+        return sent(self.data.index_select(0, index.to(self.data.device)), self.like)
 
     def part(self, index: Tensor) -> DenseRows:
         """The rows at these positions, as rows again."""
-        return DenseRows(self.data[index])
+        return DenseRows(self.data[index], self.like)
 
     def mean(self) -> Tensor:
         """Mean of each column, summed in double precision."""
-        return self.data.mean(0, dtype=torch.float64).to(self.data)
+        # In blocks: torch copies what it sums in another precision.
+        total = self.data.new_zeros(self.width, dtype=torch.float64)
+        for block in self.data.split(max(1, _BLOCK_ELEMENTS // max(1, self.width))):
+            total += block.sum(0, dtype=torch.float64)
+        return (total / len(self)).to(self.data)
 
 
 class SparseRows(_RowsInMemory):
@@ -208,7 +253,8 @@ class SparseRows(_RowsInMemory):
     def take(self, index: Tensor | slice) -> Tensor:
         """The rows at these positions, dense."""
         rows = self.data[index if isinstance(index, slice) else index.numpy()]
-        return torch.from_numpy(rows.toarray()).to(device=self.device, dtype=self.dtype)
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        return sent(torch.from_numpy(rows.toarray()), like)
 
     def part(self, index: Tensor) -> SparseRows:
         """The rows at these positions, as rows again."""
@@ -262,6 +308,17 @@ class LabelledRows(_RowsInMemory):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def resident(self) -> bool:
+        """Whether all rows lie where the model does."""
+        return self.rows.resident
+
+    @property
+    def home(self) -> torch.device:
+        """Where rows and labels lie; the host, where they do not lie together."""
+        home = getattr(self.rows, "home", torch.device("cpu"))
+        return home if home == self.labels.device else torch.device("cpu")
 
     def take(self, index: Tensor | slice) -> LabelledBatch:
         """The rows at these positions, with labels and weights."""
@@ -326,7 +383,24 @@ class StreamedRows:
         self.stream = stream
         self.like = like.detach()
         self.start_rows = start_rows
+        self._statistics: ColumnStatistics | None = None
         self._dtype = np.dtype(np.float64 if like.dtype == torch.float64 else np.float32)
+
+    @property
+    def rows(self) -> StreamedRows:
+        """The same rows without their labels."""
+        return StreamedRows(replace(self.stream, encode=None), self.like)
+
+    def labelled_only(self) -> StreamedRows:
+        """The rows that have a label, for batches."""
+        n = None
+        if self.n_rows is not None and self.stream.encode is not None:
+            labels, counts = label_counts(self.stream)
+            known = self.stream.encode(labels) >= 0
+            if known.all():
+                return self
+            n = int(counts[known].sum())
+        return StreamedRows(self.stream.labelled_only(n), self.like, start_rows=self.start_rows)
 
     @property
     def width(self) -> int:
@@ -338,16 +412,35 @@ class StreamedRows:
         """Number of rows; None where nobody knows."""
         return self.stream.n_rows
 
-    @cached_property
+    @property
     def statistics(self) -> ColumnStatistics:
-        """Means of the columns and counts of the labels, in one pass that is made once."""
-        counted = self.stream.encode is not None
-        return self.stream.statistics(n_rows=self.start_rows, count_labels=counted)
+        """Means of the columns and counts of the labels, in one pass that is made once.
+
+        The processes of a group divide it among themselves: each of them has to ask.
+        """
+        if self._statistics is None:
+            self._statistics = self._counted()
+        return self._statistics
+
+    def _counted(self) -> ColumnStatistics:
+        def count(portion: Portion) -> ColumnStatistics:
+            counted = self.stream.encode is not None
+            return self.stream.statistics(
+                n_rows=self.start_rows, count_labels=counted, portion=portion
+            )
+
+        parts = [part for part in _of_each(self.stream, count) if part.n_rows]
+        return parts[0] if len(parts) == 1 else pooled(parts)
 
     @property
     def total(self) -> float:
         """Number of rows that the means rest on."""
         return float(self.statistics.n_rows)
+
+    @property
+    def resident(self) -> bool:
+        """Whether all rows lie where the model does."""
+        return False
 
     def __len__(self) -> int:
         n = self.n_rows
@@ -370,13 +463,14 @@ class StreamedRows:
         order: RandomStream | None = None,
         limit: int | None = None,
     ) -> Generator[Part]:
-        """One process's parts of the same batches; every process reads all blocks."""
-        with closing(self.stream.batches(size, order, limit)) as blocks:
-            for rows, labels in blocks:
-                own = portion(len(rows))
-                values = self.stream.values(rows[own], self._dtype)
-                block = Block(values, None if labels is None else labels[own])
-                yield Part(self._batch(block), len(rows))
+        """One process's parts of the same batches; where rows are mixed, it reads no others.
+
+        How many rows of a batch are its own is left to chance.
+        """
+        with closing(self.stream.parts(size, portion, order, limit)) as parts:
+            for (rows, labels), n_rows in parts:
+                block = Block(self.stream.values(rows, self._dtype), labels)
+                yield Part(self._batch(block), n_rows)
 
     def some(self, n_rows: int) -> Any:
         """Rows of evenly spaced blocks."""
@@ -414,11 +508,36 @@ class StreamedRows:
         return (counts / counts.sum()).to(self.like.device)
 
     def _batch(self, block: Block) -> Any:
-        rows = torch.from_numpy(block.rows).to(self.like)
+        rows = sent(torch.from_numpy(block.rows), self.like)
         if self.stream.encode is None or block.labels is None:
             return rows
         labels = torch.from_numpy(block.labels).to(self.like.device)
         return LabelledBatch(rows, labels if labels.dtype == torch.int64 else labels.to(rows), None)
+
+
+def label_counts(stream: DataStream) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct labels of a stream, and how many rows have them.
+
+    The processes of a group divide the counting among themselves: each of them has to ask.
+    """
+    return counts_of_all(_of_each(stream, stream.label_counts))
+
+
+def _of_each(stream: DataStream, work: Callable[[Portion], T]) -> list[T]:
+    """What each process finds in its portion of a stream; what one of them refuses, all refuse."""
+    # Rows without numbers are not divided: each process finds all that there is.
+    group = group_now() if stream.n_rows is not None else ALONE
+    own: T | DataError
+    try:
+        own = work(group.portion)
+    except DataError as error:
+        own = error
+    found: list[T] = []
+    for part in group.collect(own):
+        if isinstance(part, DataError):
+            raise part
+        found.append(part)
+    return found
 
 
 def rows_in(batch: Any) -> int:
@@ -460,4 +579,4 @@ def as_rows(
             # Arrays of a memory map or a dataframe are read-only; rows are never written to.
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             data = torch.from_numpy(np.ascontiguousarray(data))
-    return DenseRows(data.to(like.device, like.dtype))
+    return DenseRows(placed(data, like), like)
