@@ -389,6 +389,52 @@ def test_a_frame_of_categories_alone_and_of_no_rows():
         few().fit(FRAME[["city", "smokes"]].iloc[:0], TARGET[:0])
 
 
+# ---- rows held out -------------------------------------------------------------------------------
+
+
+STOPPING = {"missing": "impute", "early_stopping": True, "validation_fraction": 0.3}
+
+
+def places(make, target):
+    """Which rows are learned from, and which are held out."""
+    numbers = np.arange(len(target), dtype=float)[:, None]
+    found = few(make, **STOPPING)._checked(numbers, target, None, True)
+    return found.kept.numpy(), found.watched.numpy()
+
+
+@BOTH
+def test_means_and_categories_are_learned_without_the_rows_held_out(make):
+    kept, watched = places(make, TARGET)
+    assert sorted([*kept, *watched]) == list(range(N))
+    frame = FRAME.copy()
+    # Only the rows held out have this city, a gap in this column, and numbers as large as these.
+    frame.loc[watched[:3], "city"] = "Nowhere"
+    frame.loc[watched[0], "height"] = np.nan
+    frame.loc[watched[1:], "height"] += 1e6
+    weights = np.linspace(0.5, 2.0, N)
+    model = few(make, **STOPPING).fit(frame, TARGET, sample_weight=weights)
+    alone = few(make, missing="impute").fit(
+        frame.iloc[kept], TARGET[kept], sample_weight=weights[kept]
+    )
+    assert model._columns == alone._columns
+    assert "city_Nowhere" not in model.encoded_feature_names_
+    assert "missingindicator_height" not in model.encoded_feature_names_
+    # They are judged as rows are at prediction.
+    once = few(make, **STOPPING, max_iter=1).fit(frame, TARGET, sample_weight=weights)
+    expected = once.score(frame.iloc[watched], TARGET[watched], weights[watched])
+    assert once.validation_scores_ == pytest.approx([expected], rel=1e-12)
+
+
+@BOTH
+def test_what_is_learned_does_not_depend_on_the_numbers_of_rows_held_out(make):
+    _, watched = places(make, TARGET)
+    other = FRAME.copy()
+    other.loc[watched, "age"] = np.where(other.loc[watched, "age"].isna(), 7.0, 1e3)
+    one, two = (few(make, **STOPPING, max_iter=1).fit(X, TARGET) for X in (FRAME, other))
+    assert one._columns == two._columns
+    assert one.loss_curve_ == two.loss_curve_
+
+
 # ---- the encoder is fixed at the first call ------------------------------------------------------
 
 

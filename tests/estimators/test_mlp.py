@@ -425,6 +425,7 @@ def test_a_failed_partial_fit_changes_nothing():
         ({"callback": 3}, "callback"),
         ({"n_iter_no_change": 0}, "n_iter_no_change"),
         ({"validation_fraction": 1.0, "early_stopping": True}, "validation_fraction"),
+        ({"validation_fraction": 0, "early_stopping": True}, "hold out validation_fraction=0 of"),
         ({"solver": "lbfgs", "dropout": 0.1}, "lbfgs' minimises one smooth function"),
         ({"device": "nowhere"}, "device"),
     ],

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from freenergy.normalization.layers import BatchNorm, GhostBatchNorm, set_population_statistics
+from freenergy.normalization.layers import (
+    BatchNorm,
+    GhostBatchNorm,
+    of_whole_batches,
+    over_processes,
+    set_population_statistics,
+)
 
 
 def rows(n, width=3, seed=0, shift=2.0, scale=5.0):
@@ -102,6 +108,68 @@ def test_prediction_knows_no_ghost_batches():
 def test_a_ghost_batch_of_one_row_is_refused():
     with pytest.raises(ValueError, match="ghost_batch_size must be at least 2, got 1"):
         GhostBatchNorm(3, 1)
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+def learned(layer, x, slopes):
+    """Outputs, and the slopes of Σ slopes·y along the rows and the parameters."""
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    (slopes * y).sum().backward()
+    return y.detach(), x.grad, layer.weight.grad, layer.bias.grad
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+@pytest.mark.parametrize("ends", [(0, 7, 20), (0, 1, 20), (0, 20, 20), (0, 3, 3, 12, 20)], ids=str)
+def test_the_parts_of_several_processes_are_normalised_as_the_whole_batch(together, ends, shift):
+    whole, x, slopes = affine(BatchNorm(3)), rows(20, shift=shift), rows(20, seed=1, scale=1.0)
+    y, along_x, *along_parameters = learned(whole, x, slopes)
+
+    def work(group):
+        layer, own = affine(BatchNorm(3)), slice(ends[group.rank], ends[group.rank + 1])
+        with over_processes([layer], group):
+            found = learned(layer, x[own], slopes[own])
+        return found, list(layer.buffers())
+
+    found, buffers = zip(*together(len(ends) - 1, work), strict=True)
+    # Numbers of this size are known to twelve digits beside the shift.
+    close = {"rtol": 1e-11, "atol": 1e-11 * (1.0 + shift / 10.0)}
+    torch.testing.assert_close(torch.cat([part[0] for part in found]), y, **close)
+    torch.testing.assert_close(torch.cat([part[1] for part in found]), along_x, **close)
+    for k, expected in enumerate(along_parameters, start=2):
+        torch.testing.assert_close(sum(part[k] for part in found), expected, **close)
+    for kept in buffers:
+        torch.testing.assert_close(kept, list(whole.buffers()), **close)
+
+
+def test_the_only_row_of_all_processes_is_normalised_by_the_running_averages(together):
+    x = rows(1)
+
+    def work(group):
+        layer = affine(BatchNorm(3))
+        layer(rows(20))
+        before = [b.clone() for b in layer.buffers()]
+        with over_processes([layer], group):
+            y = layer(x[group.rank :])
+        assert all(map(torch.equal, layer.buffers(), before))
+        return y, layer.eval()(x)
+
+    (first, expected), (second, _) = together(2, work)
+    assert torch.equal(first, expected)
+    assert second.shape == (0, 3)
+
+
+def test_processes_that_were_not_asked_to_normalise_by_themselves(together):
+    layer, ghost = BatchNorm(3).double(), GhostBatchNorm(3).double()
+    assert of_whole_batches(nn.Sequential(layer, nn.ReLU(), ghost)) == [layer]
+    (group, _) = together(2, lambda group: group)
+    with pytest.raises(RuntimeError, match="the pass failed"), over_processes([layer], group):
+        raise RuntimeError("the pass failed")
+    # Nothing is left that a copy or a pickle would carry along, and nobody is waited for.
+    assert "group" not in vars(layer)
+    torch.testing.assert_close(layer(rows(20)), normalised(rows(20)), rtol=1e-12, atol=1e-12)
 
 
 # ---- population statistics -----------------------------------------------------------------------

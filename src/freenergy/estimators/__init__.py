@@ -1,6 +1,7 @@
 """The scikit-learn face: validation and conversion, nothing else."""
 
 from freenergy.estimators.bernoulli_rbm import BernoulliRBM
+from freenergy.estimators.loading import load
 from freenergy.estimators.mlp_classifier import MLPClassifier
 from freenergy.estimators.mlp_regressor import MLPRegressor
 from freenergy.estimators.rbm_classifier import RBMClassifier
@@ -14,4 +15,5 @@ __all__ = [
     "RBMClassifier",
     "UnrolledRBMClassifier",
     "VariationalAutoencoder",
+    "load",
 ]

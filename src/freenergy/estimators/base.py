@@ -19,6 +19,7 @@ from torch import Tensor
 from freenergy._version import __version__
 from freenergy.data import DataStream, as_stream
 from freenergy.estimators.checkpoints import FitCheckpoint, FitIdentity, comparable, fingerprint
+from freenergy.estimators.divergence import advice_for_divergence, in_own_words
 from freenergy.estimators.validation import (
     check_finite,
     check_targets,
@@ -297,10 +298,12 @@ class TorchEstimator(BaseEstimator):
         complete = True
         try:
             self._run(trainer, rows, on_epoch, checkpoint)
-        except DivergenceError:
+        except DivergenceError as error:
             self._publish(trainer)
-            raise
+            raise in_own_words(error, self) from error
         except KeyboardInterrupt:
+            if trainer.epoch == 0:
+                raise  # There is nothing to keep yet.
             warn_the_caller(f"training was interrupted; the model of pass {trainer.epoch} is kept")
             complete = False
         finish(trainer)
@@ -364,15 +367,12 @@ class TorchEstimator(BaseEstimator):
         """One update, or none where it fails."""
         before = trainer.state()
         try:
-            for group in trainer.optimizer.param_groups:
-                group["lr"] = float(self.learning_rate)
+            trainer.use_rate(float(self.learning_rate))
             trainer.update(batch)
             trainer.constrain()
             if has_diverged(trainer.model, trainer.options.beta):
-                raise DivergenceError(
-                    "the parameters diverged in this update, which was undone; lower "
-                    f"learning_rate (now {self.learning_rate:g})"
-                )
+                event = "the parameters diverged in this update, which was undone"
+                raise DivergenceError(event, advice_for_divergence(self))
         except BaseException:
             trainer.restore(*before)
             raise

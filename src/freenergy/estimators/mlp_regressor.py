@@ -68,7 +68,7 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
     early_stopping : bool, default=False
         Hold out ``validation_fraction`` of the rows, stop when their :math:`R^2` does not rise
         by ``tol`` in ``n_iter_no_change`` passes, and keep the best pass. Otherwise the loss
-        decides on when to stop, and the last pass is kept.
+        decides on when to stop, and the last pass is kept. L-BFGS holds no rows out.
     validation_fraction : float, default=0.1
     beta_1, beta_2, epsilon : float, default=0.9, 0.999, 1e-8
         Of Adam.
@@ -91,12 +91,12 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
         behind the numbers. ``"from_dtype"``: the columns of a dataframe that are categorical, or
         hold strings, or booleans with gaps. Names, positions or a mask add columns to these, such
         as one of numbers that are codes. None encodes none, and refuses strings. A missing
-        category is one of its own; a category that no row of the first call had becomes zeros.
-        Nothing is scaled.
+        category is one of its own; a category that no row had which the first call learned from
+        becomes zeros. Nothing is scaled.
     missing : {"error", "impute"}, default="error"
         What to do with missing numbers: refuse them by the name of their column, or put the mean
-        of the first call's rows there, with a column of zeros and ones that says where for each
-        column that had some.
+        of the rows there that the first call learned from, with a column of zeros and ones that
+        says where for each column that had some.
     device : str, default="cpu"
         ``"cpu"``, ``"cuda"``, any torch device, or ``"auto"``: a GPU where there is one.
     callback : callable or None, default=None

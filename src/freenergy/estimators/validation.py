@@ -35,7 +35,8 @@ def unchanged_on_error(
     estimator: Any, *, but: tuple[type[BaseException], ...] = ()
 ) -> Iterator[None]:
     """Put an estimator's attributes back when an error leaves the block, ``but`` for some kinds."""
-    before = dict(vars(estimator))
+    before, seed = dict(vars(estimator)), getattr(estimator, "random_state", None)
+    draws = seed.get_state() if isinstance(seed, np.random.RandomState) else None
     try:
         yield
     except but:
@@ -43,6 +44,9 @@ def unchanged_on_error(
     except BaseException:
         vars(estimator).clear()
         vars(estimator).update(before)
+        if isinstance(seed, np.random.RandomState) and draws is not None:
+            # The fitted model goes on to draw from it.
+            seed.set_state(draws)
         raise
 
 

@@ -502,7 +502,7 @@ class VariationalAutoencoder(
         return tuple(monitors)
 
     def _after_epoch(self, trainer: Trainer) -> None:
-        if self.verbose:
+        if self.verbose and trainer.group.rank == 0:
             record = trainer.history[-1]
             print(
                 f"[{type(self).__name__}] Iteration {record['epoch']}, "

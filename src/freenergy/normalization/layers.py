@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
 
-__all__ = ["BatchNorm", "GhostBatchNorm", "set_population_statistics"]
+from freenergy.distributed import ALONE, Group
+
+__all__ = [
+    "BatchNorm",
+    "GhostBatchNorm",
+    "of_whole_batches",
+    "over_processes",
+    "set_population_statistics",
+]
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -18,7 +29,7 @@ class BatchNorm(nn.BatchNorm1d):
 
     In training :math:`\mu, \sigma^2` are those of the batch, of which a running average is kept.
     A batch of one row has no variance: it is normalised by the running average, and changes
-    nothing of it.
+    nothing of it. Within :func:`over_processes` the batch is that of all processes.
 
     Parameters
     ----------
@@ -39,17 +50,90 @@ class BatchNorm(nn.BatchNorm1d):
     torch.Size([1, 2])
     """
 
+    group: Group = ALONE
+    momentum: float
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalised rows, shape (n, num_features)."""
-        if self.training and len(x) < 2:
-            return batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-            )
-        return super().forward(x)
+        if self.training and self.group.size > 1:
+            return self._of_all_processes(x)
+        return self._by_running_averages(x) if self.training and len(x) < 2 else super().forward(x)
+
+    def _by_running_averages(self, x: Tensor) -> Tensor:
+        return batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+    def _of_all_processes(self, x: Tensor) -> Tensor:
+        n, mean, variance = _moments(x.detach(), self.group)
+        if n < 2:
+            return self._by_running_averages(x)
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            unbiased = variance * (n / (n - 1))
+            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
+        scale = (variance + self.eps).rsqrt()
+        y: Tensor = _Standardised.apply(x, mean, scale, n, self.group)
+        return (y * self.weight + self.bias).to(x.dtype)
+
+
+def _moments(x: Tensor, group: Group) -> tuple[float, Tensor, Tensor]:
+    """Number of the rows of all processes, their mean, and their variance with divisor n.
+
+    Each process has a line of one table, so that one sum tells them all of each other's rows; sums
+    of squares would lose a variance that is small beside the mean.
+    """
+    width = x.shape[1]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    table = torch.zeros(group.size, 2 * width + 1, dtype=dtype, device=x.device)
+    if len(x):
+        variance, mean = torch.var_mean(x.to(dtype), 0, correction=0)
+        table[group.rank] = torch.cat([mean, variance, mean.new_tensor([len(x)])])
+    means, variances, counts = group.sum_(table).split([width, width, 1], 1)
+    n = counts.sum()
+    share = counts / n
+    mean = (share * means).sum(0)
+    return float(n), mean, (share * (variances + (means - mean).square())).sum(0)
+
+
+class _Standardised(torch.autograd.Function):
+    r"""Rows with the mean 0 and the variance 1 that they have together with those of others.
+
+    The mean and the variance are functions of all rows :math:`x_i`, so that with
+    :math:`y_i = s\,(x_i - \mu)` and the slopes :math:`g_i = \partial L / \partial y_i`
+
+    .. math:: \frac{\partial L}{\partial x_i}
+        = s\,\Bigl(g_i - \frac1n \sum_j g_j - \frac{y_i}n \sum_j g_j y_j\Bigr),
+
+    where the sums go over the rows of all processes, and *L* is what these have in common: the sum
+    of their losses.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, scale: Tensor, n: float, group: Group) -> Tensor:
+        y = (x - mean) * scale
+        ctx.save_for_backward(y, scale)
+        ctx.n, ctx.group, ctx.dtype = n, group, x.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        y, scale = ctx.saved_tensors
+        sums = ctx.group.sum_(torch.cat([slope.sum(0), (slope * y).sum(0)]))
+        along_mean, along_scale = (sums / ctx.n).chunk(2)
+        found = scale * (slope - along_mean - y * along_scale)
+        return found.to(ctx.dtype), None, None, None, None
 
 
 class GhostBatchNorm(BatchNorm):
     r"""Batch normalisation over small parts of each batch, whose noise regularises large batches.
+
+    Several processes cut each its own part of the batch.
 
     A batch of *n* rows is cut into :math:`\max(1, \lfloor n / g \rfloor)` parts of nearly the same
     size, each normalised by its own mean and variance. The running averages take the parts one
@@ -99,6 +183,41 @@ class GhostBatchNorm(BatchNorm):
         if not self.training or n_parts < 2:
             return super().forward(x)
         return torch.cat([super(GhostBatchNorm, self).forward(p) for p in x.tensor_split(n_parts)])
+
+
+def of_whole_batches(net: nn.Module) -> list[BatchNorm]:
+    """The layers of a net that normalise over all rows of a batch.
+
+    Examples
+    --------
+    >>> found = of_whole_batches(nn.Sequential(BatchNorm(3), nn.Linear(3, 2), GhostBatchNorm(2)))
+    >>> [layer.num_features for layer in found]
+    [3]
+    """
+    found = (layer for layer in net.modules() if isinstance(layer, BatchNorm))
+    return [layer for layer in found if not isinstance(layer, GhostBatchNorm)]
+
+
+@contextmanager
+def over_processes(layers: Sequence[BatchNorm], group: Group) -> Iterator[None]:
+    """Normalise in training over the rows that all processes have together.
+
+    Every process has to go through the layers, forwards and backwards and as often as the others,
+    also one that has no rows. What is followed down must be the sum of the losses of all.
+
+    Parameters
+    ----------
+    layers : sequence of BatchNorm
+        As :func:`of_whole_batches` gives them.
+    group : Group
+    """
+    for layer in layers:
+        layer.group = group
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.group
 
 
 @torch.no_grad()

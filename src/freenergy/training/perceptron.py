@@ -20,6 +20,7 @@ from torch.nn.utils import get_total_norm, parameters_to_vector
 from freenergy.distributed import ALONE, Group
 from freenergy.models.mlp import linear_layers
 from freenergy.normalization.constraints import apply_constraint
+from freenergy.normalization.layers import of_whole_batches, over_processes
 from freenergy.random import RandomStream
 from freenergy.training.backprop import Backpropagation
 from freenergy.training.members import gradients_of
@@ -126,7 +127,8 @@ class PerceptronGradient(Backpropagation):
     Attributes
     ----------
     group : Group
-        The processes over which :meth:`compute`, which each of them calls, averages.
+        The processes over which :meth:`compute`, which each of them calls, averages. Batch
+        normalisation is that of the whole batch in all of them.
     batch_weight : float
         Weight of the rows of the last batch.
     batch_loss : Tensor
@@ -146,6 +148,7 @@ class PerceptronGradient(Backpropagation):
     """
 
     group: Group = ALONE
+    _sums: bool = False
 
     def __init__(
         self, model: nn.Sequential, out_activation: str, alpha: float, *, seed: int = 0
@@ -166,13 +169,35 @@ class PerceptronGradient(Backpropagation):
         It is that of the whole batch, where several processes have parts of it.
         """
         part, n_rows = as_part(batch)
-        if len(part.rows):
-            self._compute_part(part)
+        if self.group.size > 1 and (layers := of_whole_batches(self.model)):
+            with over_processes(layers, self.group):
+                self._compute_sums(part)
+        else:
+            self._compute_means(part)
+        self._count_batch(n_rows)
+
+    def _compute_means(self, batch: LabelledBatch) -> None:
+        """From what each process finds for its rows alone."""
+        if len(batch.rows):
+            self._compute_part(batch)
         else:
             self.batch_weight = 0.0
         if self.group.size > 1:
             self._average()
-        self._count_batch(n_rows)
+
+    def _compute_sums(self, batch: LabelledBatch) -> None:
+        """From the sum of the losses of all rows, each of which depends on the other rows too."""
+        self._sums = True
+        try:
+            self._compute_part(batch)
+        finally:
+            del self._sums
+        mean, total = self._mean.reshape(1), self._mean.new_tensor([self.batch_weight])
+        sums = [*gradients_of(self.model), mean]
+        self.group.average_([*sums, total], 1.0)
+        for tensor in sums:
+            tensor.div_(total)
+        self._mean, self.batch_weight = mean[0], float(total) * self.group.size
 
     def _compute_part(self, batch: LabelledBatch) -> None:
         if self._has_modes:
@@ -196,6 +221,12 @@ class PerceptronGradient(Backpropagation):
     def _mean_loss(self, model: nn.Sequential, batch: LabelledBatch) -> Tensor:
         outputs = model(batch.rows)
         losses, n = self.row_loss(outputs, batch.labels), len(batch.rows)
+        if self._sums:
+            weights = torch.ones_like(losses) if batch.weights is None else batch.weights
+            self.batch_weight = float(weights.sum())
+            total = weights @ losses
+            self._mean = total.detach().clone()
+            return total
         if batch.weights is None:
             self.batch_weight = float(n)
             mean = losses.mean()
