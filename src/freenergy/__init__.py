@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         RBMClassifier,
         UnrolledRBMClassifier,
         VariationalAutoencoder,
+        load,
     )
     from freenergy.thermodynamics import watch
 
@@ -43,6 +44,7 @@ __all__ = [
     "data",
     "distributed",
     "inference",
+    "load",
     "models",
     "normalization",
     "thermodynamics",

@@ -196,3 +196,34 @@ def test_figures_are_valid(page):
         figure = draw(chart, palette).figure
         if figure is not None:
             go.Figure(figure)  # raises for a property that Plotly does not know
+
+
+def axis(x, y=None, **options):
+    figure = drawn(lines(Curve("a", x, x if y is None else y), **options)).figure
+    return figure["layout"]["xaxis"]
+
+
+@pytest.mark.parametrize(
+    ("x", "ticks"),
+    [
+        ([0.5, 0.7, 1, 3, 10], ["0.5", "1", "2", "5", "10"]),
+        ([0.03, 0.1, 3], ["0.05", "0.1", "0.2", "0.5", "1", "2"]),
+        ([400, 1100], ["500", "1000"]),
+    ],
+)
+def test_ticks_of_short_logarithmic_axes_are_whole_numbers_and_not_last_digits(x, ticks):
+    found = axis(x, log_x=True)
+    assert found["ticktext"] == ticks
+    assert found["tickvals"] == [float(tick) for tick in ticks]
+
+
+def test_long_logarithmic_axes_have_powers_and_very_short_ones_what_plotly_thinks():
+    assert axis([1, 1e4], log_x=True)["dtick"] == 1
+    for x in ([1, 1e9], [400, 900]):
+        assert not {"dtick", "tickvals"} & set(axis(x, log_x=True))
+
+
+def test_a_few_epochs_have_no_ticks_between_them():
+    assert axis([1, 2, 3])["dtick"] == 1
+    for x in ([1, 2.5], [1, 60], [2]):
+        assert "dtick" not in axis(x, y=np.ones(len(x)))

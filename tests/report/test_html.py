@@ -156,6 +156,27 @@ def test_more_than_three_sections_get_a_table_of_contents():
     assert links(4) == ["#same-title", "#same-title-2", "#same-title-3", "#same-title-4"]
 
 
+def test_sections_whose_titles_begin_alike_share_a_line_of_the_contents():
+    titles = ["First", "Samples: CD", "Filters: CD", "Samples: PCD", "Alone: of its kind"]
+    document = render(Page("title", sections=[Section(title, []) for title in titles]))
+    contents = document[document.index("<nav") : document.index("</nav>")]
+    lines = re.findall(r"<li.*?</li>", contents)
+    assert [re.sub(r"<.*?>", "", line) for line in lines] == [
+        "First",
+        "Samples: CD PCD",
+        "Filters: CD",
+        "Alone: of its kind",
+    ]
+    links = [found["href"] for found in Outline(document).all("a")]
+    assert links == ["#first", "#samples-cd", "#samples-pcd", "#filters-cd", "#alone-of-its-kind"]
+
+
+def test_columns_of_amounts_with_their_errors_stand_to_the_right():
+    rows = [["a", "-1.20 ± 0.03", "3 … 4"], ["b", "–", "x"], ["c", 2.5, None]]
+    found = Outline(document_of(Table(["name", "amount", "range"], rows)))
+    assert len(found.all("td", **{"class": "number"})) == 3
+
+
 def test_neighbouring_figures_share_a_grid_and_tables_stand_alone():
     chart = LineChart("chart", "x", "y", [Curve("CD", [1], [1])])
     image = ImageGrid("image", np.zeros((1, 2, 2)))

@@ -56,3 +56,16 @@ def test_slugs_are_unique_and_never_empty():
     for title in ("β?", "β", "…", "!"):
         taken.append(slug(title, taken))
     assert taken == ["β", "β-2", "section", "section-2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("-0.5 and (-3)", "−0.5 and (−3)"),
+        ("**by -.5 nats**", "<strong>by −.5 nats</strong>"),
+        ("`-0.5` is code", "<code>-0.5</code> is code"),
+        ("CD-1, 2024-05-01, 1e-7, --steps, a-b", "CD-1, 2024-05-01, 1e-7, --steps, a-b"),
+    ],
+)
+def test_a_hyphen_ahead_of_a_number_is_a_minus_sign(text, shown):
+    assert inline(text) == shown

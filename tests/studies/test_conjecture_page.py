@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from freenergy.report import LineChart, Table, render
 from freenergy.studies.conjecture import ConjectureSettings, ConjectureStudy
 from freenergy.studies.conjecture_claims import ALIGNS, DIFFERENCE, SHUFFLED, StationResult
-from freenergy.studies.conjecture_page import conjecture_page, verdict
+from freenergy.studies.conjecture_page import answer, conjecture_page, verdict
 
 N_SEEDS = 6
 EPOCHS = (0, 1, 2, 3)
@@ -138,7 +139,7 @@ def test_the_mean_field_itself_is_the_positive_control():
 def test_the_number_of_claims_is_told():
     found = verdict(study(emf(), station("one", 3.0, 0.6)))
     # Two intervals for each claim of the mean field; three, and two for accuracy, of the net.
-    assert "12 claims with 29 intervals over 6 seeds are judged together, at 95% for" in found.text
+    assert "12 claims with 29 intervals over 6 seeds are judged together, at 95 % for" in found.text
 
 
 def test_without_backpropagation_nothing_is_judged():
@@ -146,6 +147,22 @@ def test_without_backpropagation_nothing_is_judged():
 
 
 # ---- the page ------------------------------------------------------------------------------------
+
+
+def test_an_unfinished_study_says_what_is_missing_and_how_to_go_on():
+    whole = study(emf(), station("one", 3.0, 0.6))
+    assert "Not finished" not in render(conjecture_page(whole))
+    page = render(conjecture_page(dataclasses.replace(whole, missing="PCD with seed 1")))
+    assert "<p>PCD with seed 1.</p>" in page
+    assert "with the same options and <code>--out</code>: it goes on" in page
+
+
+def test_the_answer_is_the_verdict_paragraph_by_paragraph():
+    result = study(emf(), station("one", 3.0, 0.6), station("two", -1.0, 0.3))
+    first, one, two, remarks = answer(result)
+    assert first == "**Contradicted.** No, not always: two does otherwise."
+    words = f"{first} {one} {two} {remarks}"
+    assert words == f"**Contradicted.** {verdict(result).text}"
 
 
 def test_the_page_shows_every_claim_with_its_intervals():
@@ -160,7 +177,7 @@ def test_the_page_shows_every_claim_with_its_intervals():
     assert row[3] == f"{effect.mean:+.3g} ({effect.lower:+.3g} to {effect.upper:+.3g})"
     assert row[2] == "supported"
     assert row[-1] == "Above zero, and above a random direction and shuffled labels."
-    assert "All 46 intervals of the 18 claims hold together with 95%" in table.note
+    assert "All 46 intervals of the 18 claims hold together with 95 %" in table.note
     document = render(page)
     assert "Does backpropagation do what the extended mean field does" in document
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
 from freenergy.data import DataError, Dataset
 from freenergy.report import LineChart, Table, render
 from freenergy.studies import depth_nets
-from freenergy.studies.depth import DepthSettings, read_depth, run_depth
-from freenergy.studies.depth_nets import KINDS, Distance, NetSpec, Parts, train_net
+from freenergy.studies.depth import DepthSettings, depth_followers, read_depth, run_depth
+from freenergy.studies.depth_nets import KINDS, NetSpec, Parts, train_net
 from freenergy.studies.depth_page import depth_page, depth_sections, depth_verdict
+from freenergy.studies.folder import NothingFinished
 from freenergy.training import RunError
 
 SMALL = DepthSettings(
@@ -111,19 +113,6 @@ def test_plain_dropout_sends_units_to_zero_and_alpha_dropout_does_not():
     assert all(m.p == 0.2 for m in dropouts)
 
 
-def test_distance_is_read_at_times_that_are_even_in_the_logarithm():
-    layer = nn.Linear(1, 1, bias=False)
-    distance = Distance(layer)
-    for _ in range(100):
-        with torch.no_grad():
-            layer.weight += 0.5
-        distance.read(7)
-    times, values = np.array(distance.readings).T
-    np.testing.assert_allclose(values, 0.5 * times, rtol=1e-6)
-    assert times[0] == 1
-    assert (times[1:] / times[:-1] <= 2).all()
-
-
 def test_one_seed_gives_the_same_record():
     first, second = (
         train_net(spec(kind="ReLU, batch norm", dropout=0.1), normal_parts(100, 8))
@@ -173,14 +162,62 @@ def test_what_is_stored_is_not_trained_again(tmp_path, digits):
     files = sorted(tmp_path.glob("*.json"))
     gone = next(p for p in files if p.name.startswith("tanh"))
     gone.unlink()
+    assert gone.name.split("_")[0] in read_depth(tmp_path).missing
     with pytest.raises(RunError, match=f"not complete: {gone.name.split('=')[0]}"):
-        read_depth(tmp_path)
-    with pytest.raises(RunError, match="run the study again with the same options"):
-        read_depth(tmp_path)
+        depth_followers(digits, tmp_path, settings)
     times = {p: p.stat().st_mtime_ns for p in files if p != gone}
     second = run_depth(digits, tmp_path, settings)
     assert {p: p.stat().st_mtime_ns for p in times} == times
     assert first.net("tanh", 2)["loss"] == second.net("tanh", 2)["loss"]
+
+
+def test_an_unfinished_study_shows_what_is_done(study, tmp_path, digits):
+    files: dict[str, Path] = {}
+    run_depth(digits, tmp_path, SMALL)
+    everything = sorted(tmp_path.glob("*_*.json"))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for path in everything:
+        files[path.name] = path.rename(kept / path.name)
+    with pytest.raises(NothingFinished, match="nothing to show yet; run it again with the same"):
+        read_depth(tmp_path)
+
+    def give(*starts: str, without: tuple[str, ...] = ()) -> str:
+        """Put back the nets of these names; the page as far as it goes."""
+        for name, path in files.items():
+            if name.startswith(starts) and not any(part in name for part in without):
+                shutil.copy(path, tmp_path / name)
+        found = read_depth(tmp_path)
+        page = render(depth_page(found))
+        assert ("Not finished" in page) == bool(found.missing)
+        assert ("and <code>--out</code>: it goes on" in page) == bool(found.missing)
+        return found.missing
+
+    # One net, at one of its learning rates only, is not shown as the best of both.
+    shutil.copy(next(kept.glob("tanh_depth=2*rate=0.001*")), tmp_path)
+    with pytest.raises(NothingFinished):
+        read_depth(tmp_path)
+    free = [f"{kind}_depth={d}" for kind in ("selu", "tanh") for d in (2, 4)]
+    assert give(*free[:1], without=("max_norm", "dropout")) == (
+        "ReLU, ReLU with batch norm, sigmoid with batch norm, tanh and sigmoid of 2 layers; "
+        "all nets of 4 layers; 12 of 12 nets with the norm held; the nets with dropout; "
+        "the nets that compare batches; SELU and sigmoid on all rows"
+    )
+    assert give(*free, without=("max_norm", "dropout")).startswith(
+        "ReLU, ReLU with batch norm, sigmoid with batch norm and sigmoid of 2 layers; ReLU, "
+    )
+    assert "sigmoid on all rows" in give("relu", "selu", "sigmoid-b", without=("max_norm",))
+    assert give("s", "t", "r", without=("max_norm",)) == "12 of 12 nets with the norm held"
+    assert not give("")
+    whole = read_depth(tmp_path)
+    for name in ("dropout", "batches", "race"):
+        assert list(getattr(whole, name)) == list(getattr(study, name))
+
+
+def test_the_verdict_is_of_the_deepest_nets_that_are_trained(study):
+    shallow = [net for net in study.nets if net["spec"]["depth"] == 2]
+    words = depth_verdict(dataclasses.replace(study, nets=shallow, race={})).text
+    assert "with 2 hidden layers of 16" in words
 
 
 def test_other_settings_and_damaged_files_are_named(tmp_path, digits):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import time
 from dataclasses import dataclass
 
 import pytest
 
+from freenergy.files import write_atomically
 from freenergy.studies.folder import NothingFinished, Plan, claim, finished, read_plan
 from freenergy.training import RunError
 
@@ -42,11 +46,36 @@ def test_a_folder_is_claimed_for_one_study_alone(tmp_path):
         claim(tmp_path, plan())
 
 
-def test_what_a_killed_process_was_writing_is_removed(tmp_path):
-    (tmp_path / ".a.json.0123.tmp").write_text("{")
-    (tmp_path / "a.json").write_text("{}")
+def test_what_a_killed_process_was_writing_is_removed_and_what_another_one_writes_is_not(tmp_path):
+    killed, written = tmp_path / ".a.json.0123.tmp", tmp_path / ".b.json.4567.tmp"
+    for path in (killed, written, tmp_path / "a.json"):
+        path.write_text("{")
+    two_hours_ago = time.time() - 7200
+    for path in (killed, tmp_path / "a.json"):
+        os.utime(path, (two_hours_ago, two_hours_ago))
     claim(tmp_path, plan())
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "study.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [written.name, "a.json", "study.json"]
+
+
+def test_a_file_that_is_written_while_others_claim_the_folder_arrives(tmp_path):
+    """A rename from under the writer would end in an error, and lose what it has computed."""
+    stop, failed = threading.Event(), []
+
+    def write() -> None:
+        while not stop.is_set():
+            try:
+                write_atomically(tmp_path / "net.json", "{}")
+            except OSError as error:
+                failed.append(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    for _ in range(100):
+        claim(tmp_path, plan())
+    stop.set()
+    writer.join()
+    assert failed == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.json", "study.json"]
 
 
 def test_a_missing_or_damaged_plan_is_named(tmp_path):

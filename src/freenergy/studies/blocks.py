@@ -16,6 +16,7 @@ __all__ = [
     "sample_grid",
     "temperature_sections",
     "thermodynamics_section",
+    "unfinished",
 ]
 
 FILTERS_NOTE = (
@@ -25,6 +26,23 @@ SAMPLES_NOTE = (
     "Probabilities of the pixels in chains that started at random, after 1000 Gibbs steps. "
     "Chains that all show one picture have not left a valley."
 )
+
+
+def unfinished(*missing: str) -> list[Section]:
+    """What a study lacks that was stopped, and how it goes on; nothing where it lacks nothing."""
+    left = [words for words in missing if words]
+    if not left:
+        return []
+    return [
+        Section(
+            "Not finished",
+            [Text([f"{words[0].upper()}{words[1:].removesuffix('.')}." for words in left])],
+            intro=(
+                "This page shows what is done so far. Run the study again with the same options "
+                "and `--out`: it goes on with what is missing:"
+            ),
+        )
+    ]
 
 
 def band(name: str, method: MethodResult, key: str, dash: bool = False) -> list[Curve]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from freenergy.report import Block, Curve, LineChart, Page, Section, Table, Text, Verdict
-from freenergy.studies.blocks import provenance
+from freenergy.report.page import Status
+from freenergy.studies.blocks import provenance, unfinished
 from freenergy.studies.conjecture import ConjectureStudy
 from freenergy.studies.conjecture_claims import (
     ALIGNS,
@@ -20,9 +21,10 @@ from freenergy.studies.conjecture_claims import (
     StationResult,
     curve,
 )
+from freenergy.studies.run_data import rows_in_words
 from freenergy.studies.verdict import Interval, Judgement, listed
 
-__all__ = ["conjecture_page", "conjecture_sections", "verdict"]
+__all__ = ["answer", "conjecture_page", "conjecture_sections", "verdict"]
 
 _CONTROLS = (WALK, SHUFFLED, RANDOM)
 _POSITIVE_CONTROL = "EMF (TAP2)"
@@ -39,7 +41,7 @@ def conjecture_page(study: ConjectureStudy) -> Page:
         title="The conjecture",
         question="Does backpropagation do what the extended mean field does: lower a free energy?",
         verdict=verdict(study),
-        sections=conjecture_sections(study),
+        sections=[*unfinished(study.missing), *conjecture_sections(study)],
         provenance=provenance(study.data, study.versions, study.command, study.settings.seeds),
     )
 
@@ -64,20 +66,35 @@ def verdict(study: ConjectureStudy) -> Verdict:
 
     The conjecture is about every net: one station that contradicts it is enough.
     """
+    status, paragraphs = _judged(study)
+    return Verdict(status, " ".join(paragraphs))
+
+
+def answer(study: ConjectureStudy) -> list[str]:
+    """The verdict as paragraphs, for a page of many questions."""
+    status, (first, *rest) = _judged(study)
+    return [f"**{status.capitalize()}.** {first}", *rest]
+
+
+def _judged(study: ConjectureStudy) -> tuple[Status, list[str]]:
     names = [s.name for s in study.stations if s.backpropagation]
     if not names:
-        return Verdict("info", "The study ran no station that learns by backpropagation.")
+        return "info", ["The study ran no station that learns by backpropagation."]
     statuses = {name: study.status(name) for name in names}
     against = [name for name in names if statuses[name] == "contradicted"]
-    words = f"On {study.data['name']}, of the RBM that the weights define: "
-    words += " ".join(_sentence(study, name) for name in names)
-    words += _remark_on_free_energy(study, names) + _positive_control(study) + _family(study)
+    first, *others = (_sentence(study, name) for name in names)
+    remarks = [_remark_on_free_energy(study, names), _positive_control(study), _family(study)]
+    words = [
+        f"On {study.data['name']}, of the RBM that the weights define: {first}",
+        *others,
+        " ".join(remark for remark in remarks if remark),
+    ]
     if against:
-        others = f"{listed(against)} {'does' if len(against) == 1 else 'do'} otherwise"
-        return Verdict("contradicted", f"No, not always: {others}. {words}")
+        does = "does" if len(against) == 1 else "do"
+        return "contradicted", [f"No, not always: {listed(against)} {does} otherwise.", *words]
     if all(status == "supported" for status in statuses.values()):
-        return Verdict("supported", f"Yes. {words}")
-    return Verdict("undecided", f"These runs cannot tell. {words}")
+        return "supported", ["Yes.", *words]
+    return "undecided", ["These runs cannot tell.", *words]
 
 
 def _sentence(study: ConjectureStudy, name: str) -> str:
@@ -95,7 +112,8 @@ def _signed(value: float) -> str:
 
 
 def _status(judgement: Judgement) -> str:
-    return f"{judgement.status}: {judgement.reason[0].lower()}{judgement.reason[1:].rstrip('.')}"
+    reason = judgement.reason.rstrip(".").replace(": ", ", ")
+    return f"{judgement.status}: {reason[0].lower()}{reason[1:]}"
 
 
 def _remark_on_free_energy(study: ConjectureStudy, names: Sequence[str]) -> str:
@@ -109,7 +127,7 @@ def _remark_on_free_energy(study: ConjectureStudy, names: Sequence[str]) -> str:
     if not misled:
         return ""
     return (
-        f" The free energy F = −ln Z alone falls for {listed(misled)}, but as weights grow it "
+        f"The free energy F = −ln Z alone falls for {listed(misled)}, but as weights grow it "
         "does so whatever they learn; the free energy of the data falls less."
     )
 
@@ -119,7 +137,7 @@ def _positive_control(study: ConjectureStudy) -> str:
         return ""
     fall, step = (study.judgement(_POSITIVE_CONTROL, claim) for claim in (DIFFERENCE, ALIGNS))
     return (
-        f" For comparison, {_POSITIVE_CONTROL} itself: ΔF {-fall.effect.mean:+.2f} nats "
+        f"For comparison, {_POSITIVE_CONTROL} itself: ΔF {-fall.effect.mean:+.2f} nats "
         f"({fall.status}), cosine {step.effect.mean:+.2f} ({step.status})."
     )
 
@@ -127,8 +145,8 @@ def _positive_control(study: ConjectureStudy) -> str:
 def _family(study: ConjectureStudy) -> str:
     n = sum(j.claim.n_intervals for j in study.judgements)
     return (
-        f" {len(study.judgements)} claims with {n} intervals over {len(study.settings.seeds)} "
-        f"seeds are judged together, at {study.settings.confidence:.0%} for all."
+        f"{len(study.judgements)} claims with {n} intervals over {len(study.settings.seeds)} "
+        f"seeds are judged together, at {100 * study.settings.confidence:g} % for all."
     )
 
 
@@ -152,14 +170,15 @@ def _claims(study: ConjectureStudy) -> Section:
     n = sum(j.claim.n_intervals for j in study.judgements)
     note = (
         f"Means over {len(settings.seeds)} seeds with intervals in brackets, paired by seed. All "
-        f"{n} intervals of the {len(rows)} claims hold together with {settings.confidence:.0%} "
-        "confidence (Bonferroni), so none was picked. A claim is supported when its effect and its "
+        f"{n} intervals of the {len(rows)} claims hold together with "
+        f"{100 * settings.confidence:g} % confidence (Bonferroni), so none was picked. A claim is "
+        "supported when its effect and its "
         "excess over every control are clear of zero, contradicted when one of them is clearly "
         "below. Falls are first reading less last, positive where the quantity falls; cosines are "
         "means over the readings since training began."
     )
     intro = (
-        f"{data['name']}: {data['n_train']} rows to learn from, {data['n_held_out']} held out, "
+        f"{data['name']}: {rows_in_words(data)}, "
         f"{data['n_visible']} visible and {settings.n_hidden} hidden units, {settings.n_epochs} "
         f"epochs, batches of {settings.batch_size}; nets of {settings.depth} sweeps. All stations "
         "of a seed start from the same weights and see the rows in the same order. "

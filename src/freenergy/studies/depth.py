@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,12 @@ import numpy as np
 from freenergy.data import DataError, Dataset
 from freenergy.files import as_json, write_atomically
 from freenergy.progress import Reporter
-from freenergy.studies.depth_nets import KINDS, NetSpec, Parts, train_net
+from freenergy.studies.depth_nets import KINDS, NetSpec, Parts, in_prose, train_net
 from freenergy.studies.folder import NothingFinished, Plan, claim, read_plan
 from freenergy.studies.labelled import split_labelled
 from freenergy.studies.parallel import Job, run_jobs
+from freenergy.studies.run_data import StudyData, data_of_study, drawn_from
+from freenergy.studies.verdict import listed
 from freenergy.training import RunError
 
 __all__ = [
@@ -114,6 +116,8 @@ class DepthStudy:
         Nets with batch normalisation by the name of their batches.
     race : dict of str to dict
         The deepest nets on all rows; empty where none were asked for.
+    missing : str
+        What is not done yet, in words; empty where that is nothing.
     """
 
     plan: Plan[DepthSettings]
@@ -121,6 +125,7 @@ class DepthStudy:
     dropout: dict[str, dict[str, Any]]
     batches: dict[str, dict[str, Any]]
     race: dict[str, dict[str, Any]]
+    missing: str = ""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -132,17 +137,19 @@ class DepthStudy:
         """Which nets were trained."""
         return self.plan.settings
 
-    def net(self, kind: str, depth: int, max_norm: bool = False) -> dict[str, Any]:
-        """The net of that kind, depth and constraint."""
-        for net in self.nets:
-            spec = net["spec"]
-            if (spec["kind"], spec["depth"], spec["max_norm"]) == (kind, depth, max_norm):
-                return net
-        raise KeyError(f"{kind} of depth {depth} was not trained")
+    def net(self, kind: str, depth: int, max_norm: bool = False) -> dict[str, Any] | None:
+        """The net of that kind, depth and constraint; None where it is not trained yet."""
+        wanted = {"kind": kind, "depth": depth, "max_norm": max_norm}
+        return next((net for net in self.nets if wanted.items() <= net["spec"].items()), None)
+
+    @property
+    def depths(self) -> list[int]:
+        """Numbers of layers of which at least one net is trained, in ascending order."""
+        return sorted({net["spec"]["depth"] for net in self.nets})
 
 
 def run_depth(
-    dataset: Dataset,
+    dataset: StudyData,
     directory: str | os.PathLike[str],
     settings: DepthSettings | None = None,
     *,
@@ -156,8 +163,9 @@ def run_depth(
 
     Parameters
     ----------
-    dataset : Dataset
-        With values in [0, 1], and labels. Rows are standardised by one mean and deviation.
+    dataset : Dataset, DataStream, str or path-like
+        With values in [0, 1], and labels; as for :func:`~freenergy.studies.learning.run_learning`.
+        Rows are standardised by one mean and deviation.
     directory : path-like
     settings : DepthSettings, default=None
         None fits them to the size of the data.
@@ -178,6 +186,7 @@ def run_depth(
     RunError
         When the folder holds a study of other data or settings, or is damaged.
     """
+    dataset, source = data_of_study(dataset, source, binarize, reporter)
     settings = settings or DepthSettings.for_data(dataset)
     run = partial(run_jobs, n_jobs=n_jobs, reporter=reporter)
     record: dict[str, Any] = {"command": command, "binarize": binarize, "source": source}
@@ -207,7 +216,7 @@ def depth_trainings(
         "fingerprint": dataset.fingerprint,
         "n_train": len(parts.x),
         "n_held_out": len(parts.x_held_out),
-    }
+    } | drawn_from(dataset)
     claim(directory, Plan("depth", data, settings, command))
     return _jobs([*_race(settings), *_grid(settings)], parts, settings, directory)
 
@@ -228,29 +237,79 @@ def depth_followers(
 
 
 def read_depth(directory: str | os.PathLike[str]) -> DepthStudy:
-    """The study that :func:`run_depth` left in a folder.
+    """The study that :func:`run_depth` left in a folder, as far as it is finished.
 
     Raises
     ------
     NothingFinished
-        When nets are missing that the page needs.
+        When not one net has been trained at all of its learning rates.
     RunError
         When the folder holds no such study, or a damaged one.
     """
     directory = Path(directory)
     plan = read_plan(directory, "depth", DepthSettings)
     settings = plan.settings
-    best = _best(_grid(settings), directory)
-    constrained = [_constrained(net) for net in best]
-    stored = {spec: _read(directory, spec) for spec in _followers(settings, best)}
+    best = _best(_at_every_rate(_grid(settings), directory), directory)
+    if not best:
+        raise NothingFinished(
+            f"the study in {directory} has nothing to show yet; run it again with the same "
+            "options and --out, and it goes on"
+        )
+    held, race = list(map(_constrained, best)), {spec.kind: spec for spec in _race(settings)}
+    dropout, batches = _dropout(settings, best), _batches(settings, best)
+    stored = {
+        spec: _read(directory, spec)
+        for spec in (*held, *dropout.values(), *batches.values(), *race.values())
+        if (directory / spec.file_name).exists()
+    }
+    without = {"none": _of(best, "SELU", min(settings.depths))}
     return DepthStudy(
         plan=plan,
-        nets=[*best, *(stored[spec] for spec in constrained)],
-        dropout={"none": _of(best, "SELU", min(settings.depths))}
-        | {name: stored[spec] for name, spec in _dropout(settings, best).items()},
-        batches={name: stored[spec] for name, spec in _batches(settings, best).items()},
-        race={spec.kind: _read(directory, spec) for spec in _race(settings)},
+        nets=[*best, *(stored[spec] for spec in held if spec in stored)],
+        dropout={name: net for name, net in without.items() if net} | _named(dropout, stored),
+        batches=_named(batches, stored),
+        race=_named(race, stored),
+        missing=_missing(settings, best, stored),
     )
+
+
+def _at_every_rate(grid: Sequence[NetSpec], directory: Path) -> list[NetSpec]:
+    """The nets of which the best learning rate is known."""
+    left = {(s.kind, s.depth) for s in grid if not (directory / s.file_name).exists()}
+    return [spec for spec in grid if (spec.kind, spec.depth) not in left]
+
+
+def _named(
+    specs: Mapping[str, NetSpec], stored: Mapping[NetSpec, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    return {name: stored[spec] for name, spec in specs.items() if spec in stored}
+
+
+def _missing(
+    settings: DepthSettings,
+    best: Sequence[dict[str, Any]],
+    stored: Mapping[NetSpec, dict[str, Any]],
+) -> str:
+    """What is not trained yet, in words."""
+    parts = []
+    for depth in sorted(settings.depths):
+        left = [kind for kind in KINDS if _of(best, kind, depth) is None]
+        if left:
+            names = "all nets" if len(left) == len(KINDS) else listed(map(in_prose, left))
+            parts.append(f"{names} of {depth} layers")
+    n_held, n_all = sum(s.max_norm for s in stored), len(KINDS) * len(settings.depths)
+    if n_held < n_all:
+        parts.append(f"{n_all - n_held} of {n_all} nets with the norm held")
+    for words, specs in (
+        ("the nets with dropout", _dropout(settings, best)),
+        ("the nets that compare batches", _batches(settings, best)),
+    ):
+        if not specs or not stored.keys() >= set(specs.values()):
+            parts.append(words)
+    slow = [spec.kind for spec in _race(settings) if spec not in stored]
+    if slow:
+        parts.append(f"{listed(slow)} on all rows")
+    return "; ".join(parts)
 
 
 def _standardised(dataset: Dataset) -> Parts:
@@ -301,8 +360,9 @@ def _last_loss(net: dict[str, Any]) -> float:
     return math.inf if net["diverged"] or not net["loss"] else float(net["loss"][-1])
 
 
-def _of(nets: Sequence[dict[str, Any]], kind: str, depth: int) -> dict[str, Any]:
-    return next(n for n in nets if n["spec"]["kind"] == kind and n["spec"]["depth"] == depth)
+def _of(nets: Sequence[dict[str, Any]], kind: str, depth: int) -> dict[str, Any] | None:
+    wanted = {"kind": kind, "depth": depth}
+    return next((net for net in nets if wanted.items() <= net["spec"].items()), None)
 
 
 def _followers(settings: DepthSettings, best: Sequence[dict[str, Any]]) -> list[NetSpec]:
@@ -320,7 +380,10 @@ def _constrained(net: dict[str, Any]) -> NetSpec:
 
 def _dropout(settings: DepthSettings, best: Sequence[dict[str, Any]]) -> dict[str, NetSpec]:
     # Dropout adds up over layers, so that the deepest nets hardly learn with it.
-    spec = _of(best, "SELU", min(settings.depths))["spec"] | {"dropout": settings.dropout}
+    net = _of(best, "SELU", min(settings.depths))
+    if net is None:
+        return {}
+    spec = net["spec"] | {"dropout": settings.dropout}
     return {
         "alpha dropout": NetSpec(**spec),
         "plain dropout": NetSpec(**spec | {"alpha_dropout": False}),
@@ -330,7 +393,10 @@ def _dropout(settings: DepthSettings, best: Sequence[dict[str, Any]]) -> dict[st
 def _batches(settings: DepthSettings, best: Sequence[dict[str, Any]]) -> dict[str, NetSpec]:
     """The rate grows with the root of the batch, as in Hoffer et al. (2017)."""
     small, large = settings.small_batch, settings.large_batch
-    spec = _of(best, _BATCH_KIND, min(settings.depths))["spec"]
+    net = _of(best, _BATCH_KIND, min(settings.depths))
+    if net is None:
+        return {}
+    spec = net["spec"]
     rate = spec["learning_rate"]
 
     def at(size: int) -> dict[str, Any]:

@@ -10,19 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 
-from freenergy.models.mlp import ACTIVATIONS, initialize_perceptron, multilayer_perceptron
+from freenergy.models.mlp import initialize_perceptron, multilayer_perceptron
 from freenergy.normalization import predict_depth
 from freenergy.normalization.layers import set_population_statistics
 from freenergy.random import RandomStream
+from freenergy.thermodynamics.watching.diffusion import Distance
+from freenergy.thermodynamics.watching.probe import probe
 from freenergy.training import DivergenceError, LabelledRows, as_rows
 from freenergy.training.perceptron import PerceptronGradient, PerceptronOptions, PerceptronTrainer
 from freenergy.training.trainer import Trainer
 
-__all__ = ["KINDS", "Kind", "NetSpec", "Parts", "train_net"]
-
-PERCENTILES = (15.0, 50.0, 85.0)
+__all__ = ["KINDS", "Kind", "NetSpec", "Parts", "in_prose", "train_net"]
 
 _BLOCK = 4096
 _PROBED_ROWS = 512
@@ -45,6 +44,12 @@ KINDS = {
     "sigmoid": Kind("sigmoid", None, "lecun"),
 }
 """The nets that are compared, by the names that the page gives them."""
+
+
+def in_prose(kind: str) -> str:
+    """The name of a kind without its comma, which would part it in a list."""
+    return kind.replace(", ", " with ")
+
 
 _WEIGHT_SQUARE_SUM = {"he": 2.0, "lecun": 1.0}
 
@@ -186,41 +191,19 @@ def _build(spec: NetSpec, n_features: int, n_classes: int) -> nn.Sequential:
     return net
 
 
-class Distance:
-    """How far the weights are from their start, at updates that are spaced evenly in ln t."""
-
-    def __init__(self, net: nn.Module) -> None:
-        self.net = net
-        self.start = parameters_to_vector(net.parameters()).detach().clone()
-        self.readings: list[tuple[int, float]] = []
-        self.updates, self.next = 0, 1.0
-
-    def read(self, n_rows: int) -> None:
-        """Count an update, and measure where it is time."""
-        self.updates += 1
-        if self.updates >= self.next:
-            now = parameters_to_vector(self.net.parameters()).detach()
-            self.readings.append((self.updates, float((now - self.start).norm())))
-            self.next = self.updates * math.sqrt(2.0)
-
-
-@torch.no_grad()
 def _percentiles(net: nn.Sequential, rows: Tensor) -> list[list[float]]:
     """Percentiles of the pre-activations of each hidden layer over units and rows."""
-    training = net.training
+    training = [(layer, layer.training) for layer in net]
+    kept = {name: buffer.clone() for name, buffer in net.named_buffers()}
     # With the statistics of these rows, as in training: there are no others at the start.
     for layer in net:
         layer.train(isinstance(layer, nn.BatchNorm1d))
-    kept = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    found = []
-    for layer in net:
-        if isinstance(layer, tuple(ACTIVATIONS.values())):
-            found.append([float(p) for p in np.percentile(rows.numpy(), PERCENTILES)])
-        rows = layer(rows)
+    *hidden, _ = probe(net, rows).values()
     for name, buffer in net.named_buffers():
         buffer.copy_(kept[name])
-    net.train(training)
-    return found
+    for layer, mode in training:
+        layer.train(mode)
+    return [[reading.p15, reading.p50, reading.p85] for reading in hidden]
 
 
 def _predicted_deviation(spec: NetSpec, rows: Tensor) -> list[float] | None:

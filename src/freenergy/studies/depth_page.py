@@ -8,11 +8,13 @@ from typing import Any
 from scipy.stats import norm
 
 from freenergy.report import Block, Curve, LineChart, Page, Section, Table, Text, Verdict
-from freenergy.studies.blocks import provenance
+from freenergy.studies.blocks import provenance, unfinished
 from freenergy.studies.depth import DepthStudy
-from freenergy.studies.depth_nets import KINDS, PERCENTILES
+from freenergy.studies.depth_nets import KINDS, in_prose
+from freenergy.studies.run_data import rows_in_words
 from freenergy.studies.verdict import listed
 from freenergy.thermodynamics.watching.diffusion import compare_growth
+from freenergy.thermodynamics.watching.readings import PERCENTILES
 
 __all__ = ["depth_page", "depth_sections", "depth_verdict"]
 
@@ -27,7 +29,7 @@ def depth_page(study: DepthStudy) -> Page:
         title="Depth",
         question="What keeps a deep net trainable?",
         verdict=depth_verdict(study),
-        sections=depth_sections(study),
+        sections=[*unfinished(study.missing), *depth_sections(study)],
         provenance=provenance(plan.data, plan.versions, plan.command, [plan.settings.seed]),
     )
 
@@ -38,8 +40,8 @@ def depth_sections(study: DepthStudy) -> list[Section]:
         *_race(study),
         _losses(study),
         _signal(study),
-        _dropout(study),
-        _batches(study),
+        *_dropout(study),
+        *_batches(study),
     ]
 
 
@@ -48,14 +50,14 @@ def depth_sections(study: DepthStudy) -> list[Section]:
 
 def depth_verdict(study: DepthStudy) -> Verdict:
     """Which of the deepest nets learned, and which stayed at chance."""
-    depth = max(study.settings.depths)
-    nets = {kind: study.net(kind, depth) for kind in KINDS}
+    depth = study.depths[-1]
+    nets = _nets_of(study, depth)
     diverged = [kind for kind, net in nets.items() if net["diverged"]]
     at_chance = [
         kind for kind, net in nets.items() if kind not in diverged and _is_at_chance(net, study)
     ]
     learned = [
-        f"{_in_prose(kind)} ({100 * net['final_accuracy']:.1f} %)"
+        f"{in_prose(kind)} ({100 * net['final_accuracy']:.1f} %)"
         for kind, net in nets.items()
         if kind not in diverged + at_chance
     ]
@@ -63,9 +65,9 @@ def depth_verdict(study: DepthStudy) -> Verdict:
     words += f"{listed(learned)} learned" if learned else "no net learned"
     if at_chance:
         chance = 100 * next(iter(nets.values()))["chance"]
-        words += f"; {listed(map(_in_prose, at_chance))} stayed at chance ({chance:.1f} %)"
+        words += f"; {listed(map(in_prose, at_chance))} stayed at chance ({chance:.1f} %)"
     if diverged:
-        words += f"; {listed(map(_in_prose, diverged))} diverged"
+        words += f"; {listed(map(in_prose, diverged))} diverged"
     words += "."
     if study.race:
         results = [
@@ -73,13 +75,16 @@ def depth_verdict(study: DepthStudy) -> Verdict:
             for kind, net in study.race.items()
         ]
         words += f" On all {study.data['n_train']} rows, {listed(results)}."
+    if "drawn" in study.data:
+        words += f" The data: {rows_in_words(study.data)}."
     words += " Of one seed: nets that all learned are not ranked by this."
     return Verdict("info", words)
 
 
-def _in_prose(kind: str) -> str:
-    """The name of a kind without its comma, which would part it in a list."""
-    return kind.replace(", ", " with ")
+def _nets_of(study: DepthStudy, depth: int, max_norm: bool = False) -> dict[str, dict[str, Any]]:
+    """The nets of a depth that are trained, by their kinds."""
+    nets = {kind: study.net(kind, depth, max_norm) for kind in KINDS}
+    return {kind: net for kind, net in nets.items() if net is not None}
 
 
 def _is_at_chance(net: dict[str, Any], study: DepthStudy) -> bool:
@@ -128,32 +133,29 @@ def _race(study: DepthStudy) -> list[Section]:
 
 def _losses(study: DepthStudy) -> Section:
     charts: list[Block] = []
-    for depth in sorted(study.settings.depths):
+    for depth in study.depths:
         curves = []
         for kind in KINDS:
             for bound in (False, True):
                 net = study.net(kind, depth, bound)
                 name = "norm held" if bound else "free"
-                curves.append(_curve(name, net["loss"], group=kind, dash=bound))
+                if net is not None:
+                    curves.append(_curve(name, net["loss"], group=kind, dash=bound))
         charts.append(LineChart(f"{depth} layers", "pass", "training loss (nats)", curves))
-    rows = []
+    rows: list[list[object]] = []
     for kind in KINDS:
-        for depth in sorted(study.settings.depths):
+        for depth in study.depths:
             free, held = study.net(kind, depth), study.net(kind, depth, True)
-            rows.append(
-                [
-                    kind,
-                    depth,
-                    free["spec"]["learning_rate"],
-                    _last(free["loss"]),
-                    100 * free["final_accuracy"],
-                    _last(held["loss"]),
-                    100 * held["final_accuracy"],
-                    free["diverged"] or held["diverged"] or "",
-                ]
-            )
+            if free is not None:
+                remark = free["diverged"] or (held or {}).get("diverged") or ""
+                rate = f"{free['spec']['learning_rate']:g}"
+                rows.append([kind, depth, rate, *_end(free), *_end(held), remark])
     columns = ["net", "layers", "rate", "loss", "accuracy (%)"]
-    columns += ["loss, norm held", "accuracy (%), norm held", "remark"]
+    columns += ["loss, norm held", "accuracy (%), norm held"]
+    if any(row[-1] for row in rows):
+        columns.append("remark")
+    else:
+        rows = [row[:-1] for row in rows]
     rates = [f"{rate:g}" for rate in study.settings.learning_rates]
     best = f"with the best of the learning rates {', '.join(rates)} by the last training loss"
     table = Table(columns, rows, caption="After the last pass; accuracy on held-out rows")
@@ -171,10 +173,9 @@ def _losses(study: DepthStudy) -> Section:
 
 
 def _signal(study: DepthStudy) -> Section:
-    depth = max(study.settings.depths)
+    depth = study.depths[-1]
     charts: list[Block] = []
-    for kind in KINDS:
-        net = study.net(kind, depth)
+    for kind, net in _nets_of(study, depth).items():
         layers = list(range(1, depth + 1))
         curves = []
         for name, key in (("at the start", "percentiles_start"), ("trained", "percentiles_end")):
@@ -199,24 +200,30 @@ def _signal(study: DepthStudy) -> Section:
     )
 
 
-def _dropout(study: DepthStudy) -> Section:
+def _dropout(study: DepthStudy) -> list[Section]:
+    if len(study.dropout) < 2:
+        return []
     depth = min(study.settings.depths)
     accuracy = [_curve(name, _percent(net["accuracy"])) for name, net in study.dropout.items()]
-    return Section(
-        "Two kinds of dropout in SELU nets",
-        [
-            _loss_chart("Training loss", study.dropout),
-            LineChart("Held-out accuracy", "pass", "accuracy (%)", accuracy),
-        ],
-        intro=(
-            f"{depth} layers, {100 * study.settings.dropout:g} % of the units dropped in each. "
-            "Alpha dropout sends units to the negative plateau of SELU and corrects mean and "
-            "variance; plain dropout sends them to zero, which is not where an idle unit is."
-        ),
-    )
+    return [
+        Section(
+            "Two kinds of dropout in SELU nets",
+            [
+                _loss_chart("Training loss", study.dropout),
+                LineChart("Held-out accuracy", "pass", "accuracy (%)", accuracy),
+            ],
+            intro=(
+                f"{depth} layers, {100 * study.settings.dropout:g} % of the units dropped in each. "
+                "Alpha dropout sends units to the negative plateau of SELU and corrects mean and "
+                "variance; plain dropout sends them to zero, which is not where an idle unit is."
+            ),
+        )
+    ]
 
 
-def _batches(study: DepthStudy) -> Section:
+def _batches(study: DepthStudy) -> list[Section]:
+    if not study.batches:
+        return []
     depth = min(study.settings.depths)
     accuracy = [_curve(name, _percent(net["accuracy"])) for name, net in study.batches.items()]
     distance, words = [], []
@@ -224,26 +231,28 @@ def _batches(study: DepthStudy) -> Section:
         updates, values = ([pair[i] for pair in net["distance"]] for i in (0, 1))
         distance.append(Curve(name, updates, values))
         words.append(f"**{name[0].upper()}{name[1:]}**: {compare_growth(updates, values).words}")
-    return Section(
-        "Small and large batches",
-        [
-            LineChart("Held-out accuracy", "pass", "accuracy (%)", accuracy),
-            LineChart(
-                "Distance from the start",
-                "updates t",
-                "‖w_t − w_0‖",
-                distance,
-                log_x=True,
-                note="A straight line is growth as log t.",
+    return [
+        Section(
+            "Small and large batches",
+            [
+                LineChart("Held-out accuracy", "pass", "accuracy (%)", accuracy),
+                LineChart(
+                    "Distance from the start",
+                    "updates t",
+                    "‖w_t − w_0‖",
+                    distance,
+                    log_x=True,
+                    note="A straight line is growth as log t.",
+                ),
+                Text(words),
+            ],
+            intro=(
+                f"ReLU with batch normalisation, {depth} layers, the same number of passes, the "
+                "rate grown with the root of the batch. A ghost batch is normalised by its own "
+                "mean and variance."
             ),
-            Text(words),
-        ],
-        intro=(
-            f"ReLU with batch normalisation, {depth} layers, the same number of passes, the rate "
-            "grown with the root of the batch. A ghost batch is normalised by its own mean and "
-            "variance."
-        ),
-    )
+        )
+    ]
 
 
 # ---- pieces --------------------------------------------------------------------------------------
@@ -262,5 +271,9 @@ def _percent(values: list[float]) -> list[float]:
     return [100 * value for value in values]
 
 
-def _last(values: list[float]) -> float | None:
-    return values[-1] if values else None
+def _end(net: dict[str, Any] | None) -> list[object]:
+    """Loss of the last pass and accuracy, where there are any."""
+    if net is None:
+        return [None, None]
+    loss = net["loss"][-1] if net["loss"] else None
+    return [loss, f"{100 * net['final_accuracy']:.1f}"]

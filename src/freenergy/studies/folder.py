@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,6 +19,8 @@ from freenergy.training.run import versions
 __all__ = ["Finished", "NothingFinished", "Plan", "claim", "finished", "read_plan", "study_of"]
 
 Settings = TypeVar("Settings")
+
+_ABANDONED = 3600.0  # seconds without a write after which nobody writes a file any more
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,18 @@ def claim(directory: Path, plan: Plan[Any]) -> None:
         raise RunError(
             f"{directory} holds a study of other data or settings; choose another folder with --out"
         )
-    for leftover in directory.glob(".*.tmp"):  # of a process killed while it wrote
-        leftover.unlink(missing_ok=True)
+    _remove_leftovers(directory)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove what a process that was killed was writing.
+
+    Another process may be writing here now. That takes seconds, and touches the file all along.
+    """
+    for path in directory.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # the other process has finished it
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 def study_of(directory: str | os.PathLike[str]) -> str:

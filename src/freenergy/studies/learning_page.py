@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from freenergy.report import Block, LineChart, Page, Section, Table, Verdict
@@ -18,11 +20,21 @@ from freenergy.studies.blocks import (
     thermodynamics_section,
 )
 from freenergy.studies.learning import LearningStudy
+from freenergy.studies.run_data import rows_in_words
 
 __all__ = ["learning_page", "verdict"]
 
 _SAMPLING = "PCD"
 _MEAN_FIELD = "EMF (TAP2)"
+_METHODS = {
+    "CD": "by short chains that start at the rows of each batch",
+    "PCD": "by chains that go on from update to update",
+    "PTT": "by chains at several stages of the training, which swap their states",
+    "EMF": (
+        "without samples, by a free energy of mean fields to first (naive), second (TAP2) or "
+        "third order (TAP3)"
+    ),
+}
 _MARGIN = 1.0
 """Nats by which a likelihood may be lower, for sure, and still count as keeping up."""
 
@@ -61,31 +73,31 @@ def verdict(study: LearningStudy) -> Verdict:
     if _SAMPLING not in names or _MEAN_FIELD not in names:
         return Verdict("info", "The study did not run both PCD and EMF (TAP2).")
     gap, width = study.difference(_MEAN_FIELD, _SAMPLING)
-    measure = "log-likelihood" if study.exact else "pseudo-likelihood"
-    kind = "exact " if study.exact else ""
+    measure = "exact log-likelihood" if study.exact else "pseudo-likelihood"
+    higher = "higher" if gap >= 0 else "lower"
+    low, high = gap - width, gap + width
+    facts = (
+        f"On {study.data['name']}, the {measure} of held-out rows is {abs(gap):.2f} nats {higher} "
+        f"after learning with {_MEAN_FIELD}, a mean field, than after {_SAMPLING}, which samples"
+    )
     if len(study.settings.seeds) < 2:
-        facts = (
-            f"On {study.data['name']}, the held-out {kind}{measure} after learning with "
-            f"{_MEAN_FIELD} is {gap:+.2f} nats from that after {_SAMPLING} (one seed, so the "
-            "chance of the training is not known)."
+        return Verdict(
+            "undecided",
+            f"{facts}. This is one seed: how much of it is the chance of a training is not known. "
+            "Run more seeds to decide.",
         )
-        return Verdict("undecided", facts + " Run more seeds to decide.")
+    facts += (
+        f" (difference {gap:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, over "
+        f"{len(study.settings.seeds)} seeds that both methods had)."
+    )
     if not study.exact:
         return Verdict(
             "undecided",
-            f"On {study.data['name']}, the held-out pseudo-likelihood after learning with "
-            f"{_MEAN_FIELD} differs from that after {_SAMPLING} by {gap:+.2f} ± {width:.2f} nats; "
-            "the pseudo-likelihood can rank models differently from the likelihood, so this "
+            f"{facts} A pseudo-likelihood can rank models otherwise than the likelihood, so this "
             "decides nothing.",
         )
-    low, high = gap - width, gap + width
-    facts = (
-        f"On {study.data['name']}, the held-out {kind}{measure} after learning with {_MEAN_FIELD} "
-        f"differs from that after {_SAMPLING} by {gap:+.2f} nats (95 % interval {low:+.2f} to "
-        f"{high:+.2f}, over {len(study.settings.seeds)} paired seeds)."
-    )
     if low > -_MARGIN:
-        return Verdict("supported", f"Yes. {facts} Mean field keeps up without sampling the model.")
+        return Verdict("supported", f"Yes. {facts} Mean field keeps up, and draws no samples.")
     if high < 0:
         return Verdict("contradicted", f"No, not here: mean field falls behind. {facts}")
     return Verdict("undecided", f"These runs cannot tell. {facts}")
@@ -95,28 +107,29 @@ def _summary(study: LearningStudy) -> Section:
     columns = ["method"]
     if study.exact:
         columns += ["held-out ln p", "train ln p"]
-    columns += ["held-out pseudo-lh.", "F gap", "accuracy (%)", "‖W‖", "converged (%)", "time (s)"]
+    columns += ["held-out pseudo", "F gap", "accuracy (%)", "‖W‖", "converged (%)", "time (s)"]
     rows: list[list[object]] = []
     for method in study.methods:
         row: list[object] = [method.name]
         keys = ["log_likelihood_held_out", "log_likelihood"] if study.exact else []
         for key in [*keys, "pseudo_likelihood_held_out", "free_energy_gap"]:
             row.append(_with_spread(method.final(key)))
-        row.append("–" if method.accuracy is None else round(100 * method.accuracy, 1))
-        row.append(float(method.final("weight_norm").mean()))
-        row.append(round(100 * float(method.final("tap2_converged").mean()), 1))
-        row.append(round(method.seconds, 2))
+        row.append("–" if method.accuracy is None else f"{100 * method.accuracy:.1f}")
+        row.append(f"{method.final('weight_norm').mean():.2f}")
+        row.append(f"{100 * method.final('tap2_converged').mean():.1f}")
+        row.append(f"{method.seconds:.2f}")
         rows.append(row)
     data, settings = study.data, study.settings
     note = (
-        "Likelihoods are exact and, like the pseudo-likelihood (lh.), in nats for a row. "
+        "ln p: mean log-likelihood of a row in nats, exact. Pseudo: the pseudo-likelihood, "
         if study.exact
-        else "The pseudo-likelihood (lh.) is in nats for a row. "
+        else "Pseudo: mean log pseudo-likelihood of a row in nats, "
     )
     note += (
-        "F gap: mean free energy of held-out rows less that of training rows. Accuracy: logistic "
-        "regression on the hidden activations. Converged: share of the TAP2 states that started "
-        "at the data. Time: of training alone."
+        "each unit given all others. F gap: mean free energy of held-out rows less that of "
+        "training rows. Accuracy: of a logistic regression on the hidden activations, on held-out "
+        "rows. ‖W‖: norm of the weights. Converged: share of the mean-field states (TAP2), started "
+        "at rows of the data, that came to rest. Time: of training alone."
     )
     if len(settings.seeds) > 1:
         note += " ± is the standard deviation over seeds."
@@ -126,12 +139,19 @@ def _summary(study: LearningStudy) -> Section:
         "The methods side by side",
         [Table(columns, rows, note=note)],
         intro=(
-            f"{data['name']}: {data['n_train']} rows to learn from, {data['n_held_out']} held "
-            f"out, {data['n_visible']} visible and {settings.n_hidden} hidden units, "
+            f"{data['name']}: {rows_in_words(data)}, {data['n_visible']} visible and "
+            f"{settings.n_hidden} hidden units, "
             f"{settings.n_epochs} epochs, batches of {settings.batch_size}. All methods start "
-            "from the same weights and see the rows in the same order."
+            "from the same weights and see the rows in the same order. They differ in how they "
+            f"average over the model: {_how([method.name for method in study.methods])}."
         ),
     )
+
+
+def _how(names: Sequence[str]) -> str:
+    """What each method does, in a few words."""
+    families = {name.split(" ")[0]: None for name in names}
+    return "; ".join(f"**{name}** {_METHODS[name]}" for name in families if name in _METHODS)
 
 
 def _with_spread(values: np.ndarray) -> str:
@@ -158,9 +178,9 @@ def _likelihood(study: LearningStudy) -> Section:
         "How learning goes",
         charts,
         intro=(
-            "Lines are means over seeds, bands their range. The free-energy gap grows when a "
-            "model learns its rows by heart. The pseudo-likelihood has no common scale with the "
-            "likelihood and can rank models differently."
+            "Lines are means over seeds, bands their range. Held-out rows are not learned from. "
+            "The free-energy gap grows when a model learns its rows by heart. The "
+            "pseudo-likelihood is on a scale of its own: compare it only with itself."
         ),
     )
 
