@@ -8,6 +8,7 @@ dark theme.
 from __future__ import annotations
 
 import html
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,9 @@ N_COLOURS = 8
 
 MAX_POINTS = 2000
 """Points of a curve beyond which only the extremes of each stretch are drawn."""
+
+_FEW_DECADES = 2.5  # up to which there is room for the ticks 1, 2 and 5
+_MOST_WHOLE = 10
 
 _SYMBOLS = (
     "circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "hexagon", "x",
@@ -203,9 +207,8 @@ def _draw_lines(chart: LineChart, palette: Palette) -> Drawing:
         legend.append(LegendEntry(curve.name, (*band, len(traces)), style, curve.group, marked))
         traces.append(trace)
     layout = _layout(
-        _axis(chart.x_label, _decades(traces, "x") if chart.log_x else None)
-        | _hover_title(chart.x_label),
-        _axis(chart.y_label, _decades(traces, "y") if chart.log_y else None),
+        _axis(chart.x_label, _values(traces, "x"), log=chart.log_x) | _hover_title(chart.x_label),
+        _axis(chart.y_label, _values(traces, "y"), log=chart.log_y),
         hover="x unified",
     )
     curves = ", ".join(_full_name(curve) for curve, _ in drawn)
@@ -529,23 +532,41 @@ def _layout(x_axis: dict[str, Any], y_axis: dict[str, Any], hover: str) -> dict[
     }
 
 
-def _axis(label: str, decades: float | None = None) -> dict[str, Any]:
-    """Describe an axis, a logarithmic one where the powers of ten that it spans are given."""
+def _axis(label: str, values: Sequence[float] = (), *, log: bool = False) -> dict[str, Any]:
+    """Describe an axis, with ticks that fit the values where Plotly's own would not."""
     axis: dict[str, Any] = {
         "title": {"text": _plain(label, 46), "standoff": 10},
-        "type": "linear" if decades is None else "log",
+        "type": "log" if log else "linear",
         "automargin": True,
         "zeroline": False,
         "exponentformat": "power",
     }
-    if decades is not None and 2 <= decades <= 7:
+    decades = np.log10(max(values) / min(values)) if log else 0.0
+    if _FEW_DECADES <= decades <= 7:
         axis["dtick"] = 1  # by itself Plotly puts a small 2 and 5 between such powers
+    elif log and decades < _FEW_DECADES:
+        ticks = _ones_twos_and_fives(min(values), max(values))
+        if len(ticks) > 1:  # by itself Plotly writes the last digit: 5 for one half as for five
+            axis |= {"tickvals": ticks, "ticktext": [f"{tick:.9g}" for tick in ticks]}
+    elif not log and _few_whole(values):
+        axis["dtick"] = 1
     return axis
 
 
-def _decades(traces: Sequence[dict[str, Any]], axis: str) -> float:
-    values = [value for trace in traces for value in trace[axis] if value is not None]
-    return float(np.log10(max(values) / min(values)))
+def _ones_twos_and_fives(low: float, high: float) -> list[float]:
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{m}e{k}") for k in powers for m in (1, 2, 5)]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _few_whole(values: Sequence[float]) -> bool:
+    """Whether all are whole, and so few that Plotly would put ticks between them."""
+    whole = all(float(value).is_integer() for value in values)
+    return bool(values) and whole and 1 <= max(values) - min(values) <= _MOST_WHOLE
+
+
+def _values(traces: Sequence[dict[str, Any]], axis: str) -> list[float]:
+    return [value for trace in traces for value in trace[axis] if value is not None]
 
 
 def _hover_title(label: str) -> dict[str, Any]:

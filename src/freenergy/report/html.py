@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
-from itertools import groupby
+from itertools import groupby, starmap
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from freenergy.files import write_atomically
 from freenergy.report.figures import Chart, Drawing, LegendEntry, Palette, Style, draw
 from freenergy.report.images import ImageGrid, data_uri
 from freenergy.report.page import Block, Page, Section, Table, Text, Verdict
-from freenergy.report.text import escape, inline, is_number, number, slug
+from freenergy.report.text import escape, inline, is_amount, is_number, number, slug
 
 __all__ = ["render", "write"]
 
@@ -153,11 +153,13 @@ class _Writer:
         sections = self._page.sections
         if len(sections) < _MIN_CONTENTS:
             return ""
-        links = "\n".join(
-            f'<li><a href="#{escape(anchor)}">{inline(section.title)}</a></li>'
-            for section, anchor in zip(sections, self._anchors, strict=True)
-        )
-        return f'<nav aria-label="Contents">\n<ol>\n{links}\n</ol>\n</nav>'
+        # One line for "Samples: CD", "Samples: PCD" and so on, where the first of them stands.
+        families: dict[str, list[tuple[str, str]]] = {}
+        for section, anchor in zip(sections, self._anchors, strict=True):
+            stem, _, name = section.title.rpartition(": ")
+            families.setdefault(stem or anchor, []).append((name, anchor))
+        lines = "\n".join(starmap(_contents_line, families.items()))
+        return f'<nav aria-label="Contents">\n<ol>\n{lines}\n</ol>\n</nav>'
 
     def _main(self) -> str:
         sections = zip(self._page.sections, self._anchors, strict=True)
@@ -287,6 +289,18 @@ class _Writer:
         return f'<figure class="{kind}"{labelled}>\n{caption}{body}\n{remarks}</figure>'
 
 
+def _contents_line(stem: str, entries: Sequence[tuple[str, str]]) -> str:
+    """One section, or several whose titles begin alike."""
+    links = [f'<a href="#{escape(anchor)}">{inline(name)}</a>' for name, anchor in entries]
+    if len(links) == 1 and stem == entries[0][1]:
+        return f"<li>{links[0]}</li>"
+    if len(links) == 1:
+        name, anchor = entries[0]
+        return f'<li><a href="#{escape(anchor)}">{inline(f"{stem}: {name}")}</a></li>'
+    colon = "" if stem.endswith("?") else ":"
+    return f'<li class="several">{inline(stem)}{colon} {" ".join(links)}</li>'
+
+
 _NO_DATA = '<p class="empty">No data</p>'
 _NO_SCRIPT = '<noscript><p class="empty">The charts need JavaScript.</p></noscript>\n'
 
@@ -301,9 +315,9 @@ def _verdict(verdict: Verdict) -> str:
 
 
 def _numeric(column: Sequence[object]) -> bool:
-    """Tell whether a column holds numbers, and nothing but numbers and empty cells."""
+    """Tell whether a column holds amounts, and nothing but amounts and empty cells."""
     present = [cell for cell in column if cell is not None]
-    return bool(present) and all(is_number(cell) for cell in present)
+    return bool(present) and all(is_number(cell) or is_amount(cell) for cell in present)
 
 
 def _legend(drawing: Drawing, figure: int) -> str:

@@ -8,11 +8,14 @@ import re
 from collections.abc import Container
 from numbers import Integral, Real
 
-__all__ = ["escape", "inline", "is_number", "number", "slug"]
+__all__ = ["escape", "inline", "is_amount", "is_number", "number", "slug"]
 
 _MINUS = "\N{MINUS SIGN}"
 _THIN_SPACE = "\N{NARROW NO-BREAK SPACE}"
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+# Ahead of a number that stands by itself: not in CD-1, 2024-05-01 or 1e-7.
+_HYPHEN_MINUS = re.compile(r"(?<![\w.-])-(?=\.?\d)")
+_AMOUNT = re.compile(r"[-+−]?\d[\d.]*(×10[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)?( ± [\d.]+)?|–")
 # Code comes first, so that asterisks between backticks stay asterisks.
 _MARKUP = re.compile(r"`([^`]+)`|\*\*(.+?)\*\*", re.DOTALL)
 
@@ -29,21 +32,28 @@ def escape(text: object) -> str:
 
 
 def inline(text: object) -> str:
-    """Escape text, then turn ```code``` and ``**bold**`` into elements.
+    """Escape text, then turn ```code``` and ``**bold**`` into elements, and set minus signs.
 
     Examples
     --------
-    >>> inline("**CD-1** & `fit(X)`")
-    '<strong>CD-1</strong> &amp; <code>fit(X)</code>'
+    >>> inline("**CD-1** & `fit(X)`: -0.5, not `-0.5`")
+    '<strong>CD-1</strong> &amp; <code>fit(X)</code>: −0.5, not <code>-0.5</code>'
     """
 
     def element(match: re.Match[str]) -> str:
         code, bold = match.groups()
         if code is not None:
             return f"<code>{code}</code>"
-        return f"<strong>{_MARKUP.sub(element, bold)}</strong>"
+        return f"<strong>{marked(bold)}</strong>"
 
-    return _MARKUP.sub(element, escape(text))
+    def marked(part: str) -> str:
+        pieces, end = [], 0
+        for match in _MARKUP.finditer(part):
+            pieces += [_HYPHEN_MINUS.sub(_MINUS, part[end : match.start()]), element(match)]
+            end = match.end()
+        return "".join([*pieces, _HYPHEN_MINUS.sub(_MINUS, part[end:])])
+
+    return marked(escape(text))
 
 
 def is_number(value: object) -> bool:
@@ -55,6 +65,17 @@ def is_number(value: object) -> bool:
     (True, False, False)
     """
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_amount(value: object) -> bool:
+    """Tell whether a text is a number, with or without its error.
+
+    Examples
+    --------
+    >>> is_amount("-24.50 ± 0.01"), is_amount("85.1"), is_amount("CD-1"), is_amount("3 seeds")
+    (True, True, False, False)
+    """
+    return isinstance(value, str) and _AMOUNT.fullmatch(value) is not None
 
 
 def number(value: object, digits: int = 4) -> str:
