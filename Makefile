@@ -33,10 +33,10 @@ install: $(STAMP) ## create .venv with freenergy and the tools to work on it
 study: $(STAMP) ## run the study; it prints the path of its report
 	@$(BIN)/freenergy study $(ARGS)
 
-test: $(STAMP) ## run the tests and doctests, with coverage
-	@$(PYTEST) --cov $(ARGS)
+test: $(STAMP) ## run the tests and doctests
+	@$(PYTEST) $(ARGS)
 
-check: $(STAMP) ## what a change must pass: lint, format, types, tests
+check: $(STAMP) ## what a change must pass: lint, format, types, tests with coverage
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy

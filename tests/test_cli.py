@@ -312,12 +312,28 @@ def test_stores_and_tables_are_streamed_without_their_labels(run, tmp_path):
         assert found.code == 0, found.err
     stored = RunDirectory("2").config().data["labels"]
     assert stored == f"{tmp_path / 'x.h5'}:/y", "relative names do not hold elsewhere"
+    (tmp_path / "s").mkdir()
+    np.save(tmp_path / "s" / "0.npy", x)
+    np.save("y.npy", y)
+    assert run(*TRAIN, "--data", tmp_path / "s", "--labels", "y.npy", "--out", "s").code == 0
+    assert RunDirectory("s").config().data["labels"] == str(Path("y.npy").resolve())
     models = [list(load_model(str(k)).parameters()) for k in range(4)]
     for other in models[1:]:
         for p, q in zip(models[0], other, strict=True):
             np.testing.assert_array_equal(p.detach(), q.detach())
     assert "x.h5 holds /x, /y; name the array" in run("train", "--data", tmp_path / "x.h5").err
     assert "no effect" in run("train", "--data", "digits", "--labels", "y").err
+    # Other tables of the kind have the labels where the run's has them.
+    (tmp_path / "u").mkdir()
+    other = pd.DataFrame(x[::-1], columns=names).assign(label=y)
+    other.rename(columns={"label": "y"}).to_parquet(tmp_path / "u" / "0.parquet")
+    assert run("evaluate", "3", tmp_path / "u", "--time-budget", 2).code == 0
+    other.to_parquet(tmp_path / "u" / "0.parquet")
+    assert "has no column 'y'" in run("evaluate", "3", tmp_path / "u").err
+    found = run("evaluate", "3", tmp_path / "u", "--labels", "label", "--time-budget", 2)
+    assert found.code == 0, found.err
+    assert "drop --labels" in run("evaluate", "3", "--labels", "label").err
+    assert "no effect" in run("evaluate", "3", "digits", "--labels", "label").err
 
 
 def test_grey_values_that_become_0_and_1_are_told_of(run, data, shards, tmp_path):

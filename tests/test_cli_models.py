@@ -465,6 +465,29 @@ def test_a_run_is_measured_by_its_own_rows_and_by_others(run, data, trained, mod
     assert "40 rows." in table.out
 
 
+def test_a_saved_model_of_numbers_is_measured_by_the_numbers_themselves(run):
+    """No run says how its rows were read: the model's own likelihood does."""
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    vae = fe.VariationalAutoencoder(
+        2, hidden_layer_sizes=(4,), likelihood="gaussian", n_iter=2, random_state=0
+    ).fit(x)
+    vae.save("vae.safetensors")
+    np.save("x.npy", x)
+    found = json.loads(run("evaluate", "vae.safetensors", "x.npy", "--json").out)
+    assert found["scores"][-1]["value"] == pytest.approx(vae.free_energy(x, n_draws=10).mean())
+
+
+def test_rows_held_out_without_a_label_cost_the_measurement_alone(run):
+    x, y = patterns(80, 1)
+    np.savez("d.npz", x_train=x, y_train=y, x_test=x[:9], y_test=np.full(9, -1))
+    result = run(*command("rbm-classifier", "d.npz", "run"), "--set", "unlabeled=-1")
+    assert result.code == 0
+    assert result.err.splitlines()[-1].startswith("The model is not measured: no row has a label")
+    assert len(fe.load("run").history_["epoch"]) == 6
+    assert "Not measured yet" in Path("run/report.html").read_text()
+    assert_one_line(run("evaluate", "run"), "no row has a label in d")
+
+
 def test_measurements_without_meaning_are_refused(run, data, trained):
     path = trained["mlp-classifier"]
     for flag in ("--beta", "--time-budget", "--width"):
@@ -631,11 +654,10 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["mlp-classifier", "vae"])
-def test_torchrun_trains_what_one_process_trains(tmp_path, model):
+def test_torchrun_trains_what_one_process_trains(tmp_path):
     """Where nothing is drawn: a VAE of up to 5 Bernoulli latents sums over all their states."""
-    own = ("--set", "latent=bernoulli", "--set", "n_components=3") if model == "vae" else ()
-    train = ("train", "--model", model, "--epochs", 3, "--hidden", 16, "--batch-size", 90, *own)
+    train = ("train", "--model", "vae", "--set", "latent=bernoulli", "--set", "n_components=3")
+    train += ("--epochs", 3, "--hidden", 16, "--batch-size", 90)
     two = spawn(*train, "--out", tmp_path / "two", processes=2)
     out, errors = two.communicate(timeout=300)
     assert two.returncode == 0, errors

@@ -62,6 +62,11 @@ def test_means_are_weighted_and_a_process_without_weight_does_not_count(together
         assert_allclose(mean, [2.0, 3.0])
         assert_allclose(scalar, 5.0)
         assert total == 3.0
+    # As of a batch in which no row has a label.
+    weights = [0.0, 0.0]
+    for mean, scalar, total in together(3, work):
+        assert_array_equal(mean, [0.0, 0.0])
+        assert (scalar, total) == (0.0, 0.0)
 
 
 # ---- random numbers ------------------------------------------------------------------------------

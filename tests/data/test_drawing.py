@@ -53,7 +53,7 @@ def test_drawn_rows_are_distinct_and_in_their_order(n, share, n_buffered, is_div
 @pytest.mark.parametrize(("n", "n_drawn"), [(6, 2), (5, 3), (6, 5)])
 def test_each_set_of_rows_is_as_likely_as_any_other(n, n_drawn):
     found, random = numbered(n), RandomStream(0)
-    sets = Counter(tuple(found.draw(n_drawn, random).labels.tolist()) for _ in range(1500))
+    sets = Counter(tuple(found.draw(n_drawn, random).labels.tolist()) for _ in range(900))
     assert set(sets) == set(combinations(range(n), n_drawn))
     assert chisquare(list(sets.values())).pvalue > 1e-3
 

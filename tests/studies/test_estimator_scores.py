@@ -83,6 +83,8 @@ def test_labels_that_were_not_learned_are_errors_and_rows_without_a_label_no_row
     assert (found.rows, found.scores[0].value) == (2, 1.0)
     with pytest.raises(ValueError, match="no row has a label"):
         score(CLASSES, model, "rows", p, np.full(4, -1))
+    # A training whose few held-out rows are all without one goes on.
+    assert quick_scores(CLASSES, p, np.full(4, -1))(model) == {}
     # Where -1 is a class, it marks nothing.
     assert score(CLASSES, Fixed([-1, 1]), "rows", p, np.array([-1, 1, 1, 1])).rows == 4
 

@@ -626,7 +626,7 @@ def test_two_machines_train_the_mean_field_model_of_one_process(tmp_path):
 @pytest.mark.skipif(shutil.which("pgrep") is None, reason="workers are found by pgrep")
 @pytest.mark.parametrize("method", ["emf", "pcd"])
 def test_a_killed_run_goes_on_with_other_numbers_of_processes(tmp_path, method):
-    options = [*MODEL, "--method", method, "--epochs", "30", "--chains", "51"]
+    options = [*MODEL, "--method", method, "--epochs", "36", "--chains", "51"]
     options += ["--dtype", "float64"]
     folder = tmp_path / "run"
     for n_processes in (2, 3):
@@ -638,12 +638,12 @@ def test_a_killed_run_goes_on_with_other_numbers_of_processes(tmp_path, method):
                     time.sleep(0.02)
             finally:
                 end(agent)
-        assert aim <= n_epochs(folder) < 30
+        assert aim <= n_epochs(folder) < 36
         _, values = checkpoint(folder)
         assert len(values["processes"]["random"]) == n_processes
     app(["train", "--resume", str(folder)], standalone_mode=False)
     tensors, values = checkpoint(folder)
-    assert values["epoch"] == n_epochs(folder) == 30
+    assert values["epoch"] == n_epochs(folder) == 36
     assert "processes" not in values
     name = "gradient.hidden_state" if method == "emf" else "gradient.chain"
     assert tensors[name].shape == (51, 24)

@@ -514,6 +514,19 @@ def test_json_says_which_gradients_were_not_cleared(tmp_path):
     assert list(first["carried"]) == ["0", "2"]
 
 
+def test_a_long_training_keeps_so_many_sums_of_gradients_and_no_more(monkeypatch):
+    monkeypatch.setattr("freenergy.thermodynamics.watching.instrument._MOST_SUMS", 5)
+    module = small()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+    with watch(module, budget=1e3) as run:
+        for _ in range(30):
+            optimizer.zero_grad()
+            module(X).square().mean().backward()
+            optimizer.step()
+    assert len(run.history.sums) == 5
+    assert len(run.history.records) > 5
+
+
 # ---- estimators ----------------------------------------------------------------------------------
 
 
