@@ -10,7 +10,7 @@ PEERS := $(VENV)/.installed-bench
 # No build isolation: an isolated build would fetch its backend past constraints.txt.
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 # What `make bench` runs; a file of benchmarks/ each.
-BENCH  ?= training perceptron watching
+BENCH  ?= training perceptron watching distributed
 # A file to each process with one thread: threads of the processes would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 

@@ -463,6 +463,10 @@ def test_a_run_is_measured_by_its_own_rows_and_by_others(run, data, trained, mod
     table = run("evaluate", path)
     assert (table.code, table.err) == (0, "")
     assert "40 rows." in table.out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHELASTIC_RUN_ID", "some")
+        patch.setenv("RANK", "1")
+        assert run("evaluate", path) == (0, "", ""), "the first of several processes speaks"
 
 
 def test_a_saved_model_of_numbers_is_measured_by_the_numbers_themselves(run):

@@ -136,7 +136,8 @@ class Group:
         tensors : sequence of Tensor
             Of one precision, on one device.
         weight : float
-            Of this process; where it is zero, whatever it has does not count.
+            Of this process; where it is zero, whatever it has does not count. The means are zero
+            where it is zero in all of them.
 
         Returns
         -------
@@ -148,8 +149,10 @@ class Group:
             return own[0]
         parts = [(t * own if weight else torch.zeros_like(t)).reshape(-1) for t in tensors]
         *means, total = self.sum_(torch.cat([*parts, own])).split([*map(len, parts), 1])
+        # Where nobody has a weight, the sums are zero, and so are the means.
+        divisor = total[0].clamp_min(torch.finfo(total.dtype).tiny)
         for tensor, mean in zip(tensors, means, strict=True):
-            torch.div(mean.view_as(tensor), total[0], out=tensor)
+            torch.div(mean.view_as(tensor), divisor, out=tensor)
         return total[0]
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.frozen import FrozenEstimator
 
 import freenergy as fe
+from freenergy.distributed import launch
 from freenergy.training import CheckpointError, StopTraining, load_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -371,3 +373,34 @@ def test_a_frozen_machine_is_part_of_the_fit(tmp_path):
     nets[0].fit(DIGITS, NUMBERS)
     with pytest.raises(CheckpointError, match="rbm is"):
         nets[1].fit(DIGITS, NUMBERS)
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+JOB = """
+import numpy as np
+import freenergy as fe
+
+def fit(folder):
+    own = f"{folder}/{fe.distributed.group_now().rank}"
+    X = np.random.default_rng(0).normal(size=(60, 4))
+    options = dict(solver="sgd", learning_rate="invscaling", batch_size=20, random_state=0)
+    # Begun, gone on with, and found complete.
+    for n in (2, 4, 4):
+        net = fe.MLPClassifier((6,), max_iter=n, checkpoint_dir=own, **options).fit(X, X[:, 0] > 0)
+    return [*net.coefs_, np.array(net.loss_curve_), net.t_]
+"""
+
+
+@pytest.mark.slow
+def test_the_first_process_says_where_all_go_on(tmp_path, monkeypatch):
+    """The folder need not be on the machines of the others, whose rates would be others there."""
+    (tmp_path / "job_of_checkpoints.py").write_text(JOB)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    job = importlib.import_module("job_of_checkpoints")
+    first, second = launch(job.fit, 2, str(tmp_path / "two"))
+    assert not (tmp_path / "two" / "1").exists()
+    for one, other, expected in zip(first, second, job.fit(str(tmp_path / "one")), strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, expected, rtol=0, atol=1e-12)

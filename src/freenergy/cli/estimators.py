@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from freenergy import data, distributed
+from freenergy.cli.labels import common_labels, lasting_labels
 from freenergy.cli.options import (
     Interrupted,
     absolute,
@@ -42,7 +43,6 @@ from freenergy.studies.estimator_run import (
     train_estimator,
 )
 from freenergy.studies.estimator_scores import Scores, score
-from freenergy.studies.run_data import is_in_store
 from freenergy.training import CheckpointError, DivergenceError, RunError
 
 __all__ = [
@@ -197,9 +197,14 @@ def _conclude(
     reporter: Reporter,
 ) -> None:
     """Measure what was trained, and show it."""
-    scores = score(config.kind, estimator, found.name, found.x_held_out, found.y_held_out)
-    write_atomically(run.scores_path, scores.to_json())
-    reporter.line(scores.words)
+    try:
+        scores = score(config.kind, estimator, found.name, found.x_held_out, found.y_held_out)
+    except ValueError as error:
+        # What was trained is there all the same.
+        reporter.line(f"The model is not measured: {error}")
+    else:
+        write_atomically(run.scores_path, scores.to_json())
+        reporter.line(scores.words)
     print(f"run: {run.path}")
     print(f"report: {_write_report(run, config, estimator, found)}")
 
@@ -215,7 +220,7 @@ def _configured(
     found = open_model_data(model, name, labels=labels, binarize=threshold, dtype=dtype)
     about = {
         "name": absolute(name),
-        "labels": None if labels is None else _lasting(name, labels),
+        "labels": lasting_labels(name, labels),
         "binarize": threshold,
         "fingerprint": found.fingerprint,
         "held_out": found.held_out,
@@ -225,16 +230,6 @@ def _configured(
     return found, EstimatorConfig.of(
         model, settings, data=about, dtype=dtype, command=command_line()
     )
-
-
-def _lasting(name: str, labels: str) -> str:
-    """Labels of some data, as a path that still holds from another folder, or a name in them."""
-    if is_in_store(labels):
-        return absolute(labels)
-    path, place = Path(labels).expanduser(), Path(name).expanduser()
-    of_shards = place.is_dir() and path.is_dir() and not any(place.glob("*.parquet"))
-    is_path = path.suffix.lower() == ".npy" or of_shards
-    return absolute(labels) if is_path and not is_in_store(name) else labels
 
 
 def _threshold_for(model: Model, settings: Mapping[str, Any]) -> float | None:
@@ -320,7 +315,7 @@ def evaluate_estimator(context: typer.Context, path: Path, given: str | None) ->
         found = data_of(config)
         name, x, y = found.name, found.x_held_out, found.y_held_out
     else:
-        name, x, y = _given(model, config, given, values)
+        name, x, y = _given(model, config, estimator, given, values)
     _check_width(estimator, name, x)
     scores = score(model, estimator, name, x, y, n_draws=_DRAWS, seed=values["seed"])
     if run is not None and given is None:
@@ -332,14 +327,20 @@ def evaluate_estimator(context: typer.Context, path: Path, given: str | None) ->
 
 
 def _given(
-    model: Model, config: EstimatorConfig | None, name: str, values: Mapping[str, Any]
+    model: Model,
+    config: EstimatorConfig | None,
+    estimator: Any,
+    name: str,
+    values: Mapping[str, Any],
 ) -> tuple[str, Any, np.ndarray | None]:
     """Rows that were named, read as those of the run where nothing else is said."""
-    own = _threshold_for(model, {}) if config is None else config.data["binarize"]
+    own = _threshold_for(model, estimator.get_params(deep=False))
+    if config is not None:
+        own = config.data["binarize"]
     threshold = own if values["binarize"] is None else read_threshold(values["binarize"])
     labels = values["labels"]
     if labels is None and config is not None:
-        labels = _common_labels(config.data, name)
+        labels = common_labels(config.data, name)
     return given_rows(
         model,
         name,
@@ -347,16 +348,6 @@ def _given(
         binarize=threshold,
         dtype="float32" if config is None else config.dtype,
     )
-
-
-def _common_labels(stored: Mapping[str, Any], name: str) -> str | None:
-    """The column or the array of a run's labels, which other data of its kind have too."""
-    labels, own = stored["labels"], stored["name"]
-    is_file = labels is not None and not is_in_store(own) and Path(labels).is_absolute()
-    if labels is None or is_file or is_in_store(labels):
-        return None
-    endings = {Path(n.partition(":")[0]).suffix.lower() for n in (own, name)}
-    return labels if len(endings) == 1 else None
 
 
 def _check_width(estimator: Any, name: str, x: Any) -> None:

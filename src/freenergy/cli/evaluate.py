@@ -14,6 +14,7 @@ from rich.table import Table
 
 from freenergy import data, distributed
 from freenergy.cli.estimators import evaluate_estimator, holds_estimator
+from freenergy.cli.labels import common_labels
 from freenergy.cli.options import read_threshold
 from freenergy.cli.rbm_run import CERTIFIED_ROWS, data_of_run, options_of
 from freenergy.estimators.validation import check_finite, check_range
@@ -66,10 +67,9 @@ def evaluate(
         )
     data_name = data_option or data_name
     if holds_estimator(run):
-        evaluate_estimator(context, run, data_name)
+        if distributed.launched_rank() == 0:  # There is nothing to divide.
+            evaluate_estimator(context, run, data_name)
         return
-    if labels is not None:
-        raise ValueError("an RBM learns from no labels: drop --labels")
     model = load_model(run)
     config = RunDirectory(run).config() if run.is_dir() else None
     if data_name is None:
@@ -77,12 +77,16 @@ def evaluate(
             raise ValueError("a checkpoint file does not name its data: give DATA")
         if binarize is not None:
             raise ValueError("the run's own rows are binarised as they were: drop --binarize")
+        if labels is not None:
+            raise ValueError("the run's own rows are as they were: drop --labels")
         found_data = data_of_run(config)
         name, values = found_data.name, found_data.held_out
     else:
         own = 0.5 if config is None else config.data.get("binarize")
         threshold = own if binarize is None else read_threshold(binarize)
-        name, values = _given(data_name, threshold)
+        if labels is None and config is not None and is_streamed(data_name):
+            labels = common_labels(config.data, data_name)
+        name, values = _given(data_name, threshold, labels)
     if values.shape[1] != model.n_visible:
         raise ValueError(
             f"{name} has {values.shape[1]} columns, but the model has {model.n_visible} visible "
@@ -118,11 +122,14 @@ def evaluate(
         _print_assessment(found, f"{run} on {name}")
 
 
-def _given(name: str, threshold: float | None) -> tuple[str, np.ndarray]:
+def _given(name: str, threshold: float | None, labels: str | None) -> tuple[str, np.ndarray]:
     """Rows to measure a model with: all those of a file, or a sample of a stream."""
     if is_streamed(name):
-        found = data.stream(name, binarize=threshold).within(0.0, 1.0)
+        # Labels are no features.
+        found = data.stream(name, binarize=threshold, labels=labels).within(0.0, 1.0)
         return found.name, found.sample(CERTIFIED_ROWS).rows.astype(np.float32)
+    if labels is not None:
+        raise ValueError(f"labels have no effect on {name}, which is loaded as a whole")
     dataset = data.load(name, binarize=threshold)
     values = dataset.x_train if dataset.x_test is None else dataset.x_test
     check_finite(values)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from freenergy import data
+from freenergy.cli.labels import lasting_labels
 from freenergy.cli.options import (
     BinarizeOption,
     Interrupted,
@@ -28,7 +29,7 @@ from freenergy.studies.depth import DepthSettings, read_depth, run_depth
 from freenergy.studies.depth_page import depth_page
 from freenergy.studies.folder import study_of
 from freenergy.studies.learning import LearningSettings
-from freenergy.studies.run_data import is_in_store, open_dataset
+from freenergy.studies.run_data import open_dataset
 from freenergy.studies.study import read_study, run_study, study_page
 
 __all__ = ["page_of_study", "study"]
@@ -78,9 +79,7 @@ def study(
             if value is not None:
                 raise ValueError(f"the study of depth has its own nets: drop {name}")
     threshold = read_threshold(binarize)
-    if labels is not None and is_in_store(labels):
-        labels = absolute(labels)
-    dataset = open_dataset(data_name, threshold, labels, rows)
+    dataset = open_dataset(data_name, threshold, lasting_labels(data_name, labels), rows)
     changes: dict[str, Any] = {}
     for name, value in (("n_hidden", hidden), ("n_epochs", epochs), ("seeds", seeds)):
         if value is not None:

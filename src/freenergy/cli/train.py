@@ -14,6 +14,7 @@ from freenergy.cli.estimators import (
     resume_estimator,
     start_estimator,
 )
+from freenergy.cli.labels import lasting_labels
 from freenergy.cli.options import (
     BinarizeOption,
     StreamOption,
@@ -36,7 +37,7 @@ from freenergy.cli.rbm_run import (
 from freenergy.progress import Reporter
 from freenergy.studies.estimator_models import RBM_MODEL
 from freenergy.studies.estimator_run import is_estimator_run
-from freenergy.studies.run_data import is_in_store, open_data
+from freenergy.studies.run_data import open_data
 from freenergy.training import RunConfig, RunDirectory, TrainingOptions
 
 __all__ = ["train"]
@@ -194,7 +195,7 @@ def train(
             {
                 "name": absolute(data_name),
                 "binarize": threshold,
-                "labels": absolute(labels) if labels and is_in_store(labels) else labels,
+                "labels": lasting_labels(data_name, labels),
                 "fingerprint": rows_of.fingerprint,
                 "image_shape": rows_of.image_shape,
             },

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from freenergy._version import __version__
 from freenergy.data import DataStream, as_stream
+from freenergy.distributed import group_now
 from freenergy.estimators.checkpoints import FitCheckpoint, FitIdentity, comparable, fingerprint
 from freenergy.estimators.divergence import advice_for_divergence, in_own_words
 from freenergy.estimators.validation import (
@@ -263,11 +264,15 @@ class TorchEstimator(BaseEstimator):
         return int(seed)
 
     def _held_out(self, n: int) -> tuple[Tensor, Tensor]:
-        """Positions of rows to learn from, and of rows held out, drawn from the seed."""
+        """Positions of rows to learn from, and of rows held out, drawn from the seed.
+
+        They are those of the first of several processes: without a seed each would draw others,
+        and one would learn from what another holds out.
+        """
         n_held_out = self._n_held_out(n)
         seed = self._seed()
         own = seed if isinstance(seed, np.random.RandomState) else [seed, _SPLIT]
-        order = _stream(own).permutation(n)
+        order = group_now().agree(_stream(own).permutation(n))
         return order[n_held_out:], order[:n_held_out]
 
     def _n_held_out(self, n: int) -> int:

@@ -124,9 +124,8 @@ class FitCheckpoint:
         self.memory: Memory | None = None
         self.stage = 0
         self._versions = versions()
-        self._stored: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-        if self.path.exists():
-            self._stored = load_checkpoint(self.path)
+        self._stored = self._read()
+        if self._stored is not None:
             self._check()
         self._write_note()
 
@@ -200,6 +199,23 @@ class FitCheckpoint:
             "memory": memory,
         }
         save_checkpoint(self.path, tensors, values | {"fit": fit})
+
+    def _read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What is stored, as the first of several processes finds it.
+
+        The folder may be on its machine alone, and what the others went on from would differ.
+        """
+        group = group_now()
+        found: tuple[dict[str, Tensor], dict[str, Any]] | CheckpointError | None = None
+        if group.rank == 0 and self.path.exists():
+            try:
+                found = load_checkpoint(self.path)
+            except CheckpointError as error:
+                found = error
+        found = group.agree(found)
+        if isinstance(found, CheckpointError):
+            raise found
+        return found
 
     def _check(self) -> None:
         """Refuse to go on from, or to replace, the state of another fit."""

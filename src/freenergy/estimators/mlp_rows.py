@@ -20,6 +20,7 @@ from sklearn.utils.validation import (
 from torch import Tensor, nn
 
 from freenergy.data import DataStream, as_stream
+from freenergy.distributed import group_now
 from freenergy.estimators.base import TorchEstimator
 from freenergy.estimators.classes import label_column
 from freenergy.estimators.columns import (
@@ -294,7 +295,10 @@ class PerceptronRows(TorchEstimator):
         return bool(self.early_stopping and self.solver != "lbfgs")
 
     def _places(self, labels: np.ndarray) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Positions to learn from, and of rows held out, drawn from the seed."""
+        """Positions to learn from, and of rows held out, drawn from the seed.
+
+        They are those of the first of several processes, which may have no seed.
+        """
         if not self._holds_out():
             return None, None
         seed = self._seed()
@@ -316,6 +320,7 @@ class PerceptronRows(TorchEstimator):
                 "The validation set is too small. Increase 'validation_fraction' or the size of "
                 "your dataset."
             )
+        kept, watched = group_now().agree((kept, watched))
         return torch.from_numpy(kept), torch.from_numpy(watched)
 
     def _divided(self, checked: CheckedRows) -> tuple[Any, LabelledRows | None]:

@@ -210,7 +210,7 @@ def quick_scores(model: Model, x: Any, y: np.ndarray | None) -> Callable[[Any], 
     Returns
     -------
     callable
-        From the estimator to numbers by name.
+        From the estimator to numbers by name; to none where no row has a label.
     """
     places = _spaced(len(x), _WATCHED_ROWS)
     some = x.iloc[places] if hasattr(x, "iloc") else x[places]
@@ -224,6 +224,8 @@ def quick_scores(model: Model, x: Any, y: np.ndarray | None) -> Callable[[Any], 
         if model.learns == "numbers":
             return {"r2_test": float(estimator.score(some, labels))}
         rows, targets = _with_labels(estimator, some, labels)
+        if not len(targets):
+            return {}
         found = {"accuracy_test": float(estimator.score(rows, targets))}
         if targets.ndim == 1:
             losses = _losses(estimator, rows, targets)
@@ -238,6 +240,8 @@ def quick_scores(model: Model, x: Any, y: np.ndarray | None) -> Callable[[Any], 
 
 def _of_classes(estimator: Any, name: str, x: Any, y: np.ndarray) -> Scores:
     x, y = _with_labels(estimator, x, y)
+    if not len(y):
+        raise ValueError(f"no row has a label in {name}: nothing tells how good the model is")
     predicted = estimator.predict(x)
     if y.ndim == 2:
         hits = (predicted == y).all(axis=1)
@@ -253,7 +257,7 @@ def _of_classes(estimator: Any, name: str, x: Any, y: np.ndarray) -> Scores:
     found = [_share("accuracy", int(hits.sum()), len(y))]
     if len(losses):
         found.append(_mean("log loss", losses, "nats"))
-    unknown = sorted({str(label) for label in y.tolist() if label not in set(classes.tolist())})
+    unknown = sorted(map(str, set(y.tolist()) - set(classes.tolist())))
     remarks = []
     if unknown:
         remarks.append(
@@ -272,8 +276,6 @@ def _with_labels(estimator: Any, x: Any, y: np.ndarray) -> tuple[Any, np.ndarray
     if mark is None or y.ndim == 2:
         return x, y
     labelled = np.array([label != mark for label in y.tolist()], dtype=bool)
-    if not labelled.any():
-        raise ValueError(f"no row has a label: all are {mark!r}")
     return x[labelled], y[labelled]
 
 
@@ -304,9 +306,12 @@ def _of_numbers(estimator: Any, name: str, x: Any, y: np.ndarray, seed: int) -> 
     truth = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
     predicted = np.asarray(estimator.predict(x), dtype=np.float64).reshape(truth.shape)
     squares = (predicted - truth) ** 2
-    places = np.random.default_rng(seed).integers(0, len(y), (_REPLICAS, len(y)))
-    r2 = [_determination(squares[p], truth[p]) for p in places]
-    rmse = [math.sqrt(squares[p].mean()) for p in places]
+    random, r2, rmse = np.random.default_rng(seed), [], []
+    for _ in range(_REPLICAS):
+        # One by one: those of all replicas would take a thousand times the memory.
+        places = random.integers(0, len(y), len(y))
+        r2.append(_determination(squares[places], truth[places]))
+        rmse.append(math.sqrt(squares[places].mean()))
     how = "bootstrap over rows"
     return Scores(
         name,

@@ -40,6 +40,7 @@ __all__ = ["Watch", "watch"]
 
 _PATIENCE = 4  # passes after which one that no gradient came back from is no step of training
 _ACCUMULATION = 16  # passes after which an update that has not come is none
+_MOST_SUMS = 400  # pairs of updates after which nothing new is to be seen
 
 
 class Watch:
@@ -220,7 +221,7 @@ class Watch:
         if current.can_learn and current.waited < _ACCUMULATION and not updated:
             return False
         self._finish(current)
-        if updated and self._sum is None:
+        if updated and self._sum is None and len(self.history.sums) < _MOST_SUMS:
             self._sum = GradientSum(self.n_steps, self._weights(), self._schedule.timed)
             self._follow_sum()
         return True
