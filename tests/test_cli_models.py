@@ -229,14 +229,16 @@ def test_options_that_all_models_share_reach_the_estimator_or_are_refused(
     taken, default = set(), MODELS[model].estimator({}).get_params()
     for option, value in OPTIONS.items():
         flag = f"--{option.replace('_', '-')}"
-        result = run("train", "--model", model, "--data", data, flag, value)
+        needs = option == "max_norm" and "normalization" in default
+        own = ("--set", "normalization=max_norm") if needs else ()
+        result = run("train", "--model", model, "--data", data, flag, value, *own)
         if "stop here" not in result.err:
             assert_one_line(result, f"{flag} has no meaning for --model {model}: drop it")
             continue
         found = asked.pop().estimator().get_params()
         changed = {name for name, new in found.items() if new != default[name]}
-        assert len(changed - {"rbm", "random_state"}) == 1
-        assert found[changed.difference({"rbm", "random_state"}).pop()] in (value, (value,))
+        (name,) = changed - {"rbm", "random_state", "normalization"}
+        assert found[name] in (value, (value,))
         taken.add(option)
     assert taken >= {"batch_size", "epochs", "hidden", "learning_rate", "momentum", "optimizer"}
     assert ("beta" in taken) == (model in ("rbm-classifier", "vae"))
@@ -267,6 +269,7 @@ def test_what_a_model_cannot_take_is_named(run, data):
         (("--model", "mlp-classifier", "--epochs", "0"), "max_iter must be a whole number"),
         (("--model", "mlp-classifier", "--device", "tpu"), "--device takes cpu, cuda or auto"),
         (("--model", "mlp-classifier", "--dtype", "float16"), "--dtype takes float32 or float64"),
+        (("--model", "mlp-classifier", "--max-norm", 2), "--max-norm needs --set normalization="),
         (("--model", "mlp-classifier", "--binarize", "x"), "--binarize takes a number or 'none'"),
         (("--model", "unrolled-classifier", "--set", "rbm__method=x"), "method must be one of"),
         (("--set", "dropout=0.1"), "--set has no meaning for --model rbm"),

@@ -140,6 +140,14 @@ def test_words_are_no_numbers_to_predict(folder):
 def test_the_precision_is_that_of_the_rows(folder, dtype):
     found = open_model_data(VAE, str(folder / "x.npy"), dtype=dtype)
     assert found.x.dtype == found.x_held_out.dtype == np.dtype(dtype)
+    assert found.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_stream_has_a_precision_of_its_own(tmp_path, dtype):
+    np.save(tmp_path / "0.npy", rows()[0].astype(dtype))
+    found = open_model_data(VAE, str(tmp_path))
+    assert found.x.dtype == np.dtype(found.dtype) == np.dtype(dtype)
 
 
 def test_few_rows_are_refused(tmp_path):

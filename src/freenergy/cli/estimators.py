@@ -228,7 +228,7 @@ def _configured(
     }
     settings |= {"random_state": values["seed"], "device": checked_device(values["device"])}
     return found, EstimatorConfig.of(
-        model, settings, data=about, dtype=dtype, command=command_line()
+        model, settings, data=about, dtype=found.dtype, command=command_line()
     )
 
 
@@ -256,6 +256,9 @@ def _settings(model: Model, typed: Mapping[str, str], values: Mapping[str, Any])
             raise ValueError(f"{flag} and --set {name} are the same: drop one of them")
         value = values[option]
         settings[name] = (value,) if name == "hidden_layer_sizes" else value
+    is_idle = "normalization" in model.parameters and settings.get("normalization") != "max_norm"
+    if "max_norm" in typed and is_idle:
+        raise ValueError("--max-norm needs --set normalization=max_norm")
     return settings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -50,6 +50,8 @@ class ModelData:
     image_shape : tuple of int or None
     is_binarized : bool
         Whether a threshold made 0 or 1 of other values.
+    dtype : str
+        Of the numbers, and so of the model; a stream has its own.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ModelData:
     held_out: str
     image_shape: tuple[int, ...] | None = None
     is_binarized: bool = False
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +122,7 @@ def open_model_data(
             f"{found.name} has {len(found.x)} rows; at least {_LEAST_ROWS} are needed to hold "
             "some out"
         )
-    return _divided(model, found)
+    return replace(_divided(model, found), dtype=dtype)
 
 
 def given_rows(
@@ -216,6 +219,7 @@ def _streamed(
         y,
         f"{len(x)} of {n} rows, from evenly spaced blocks",
         found.image_shape,
+        dtype=str(found.dtype),
     )
 
 

@@ -179,7 +179,7 @@ class EstimatorRun:
 
     def withdraw(self) -> None:
         """Leave nothing of a run that was refused before its first pass."""
-        if any(self.path.rglob("*.safetensors")):
+        if self.model_path.exists() or any(self.checkpoint_dir.rglob("*.safetensors")):
             return
         for file in (self.config_path, self.checkpoint_dir / "fit.json", self.metrics_path):
             file.unlink(missing_ok=True)
