@@ -32,7 +32,7 @@ from freenergy.progress import Reporter
 from freenergy.studies.estimator_data import ModelData, open_model_data
 from freenergy.studies.estimator_models import MODELS, Model
 from freenergy.studies.estimator_scores import Scores, quick_scores
-from freenergy.training import RunError, load_checkpoint
+from freenergy.training import RunError, RunFolder, load_checkpoint
 from freenergy.training.run import versions
 from freenergy.training.trainer import Trainer
 
@@ -135,7 +135,7 @@ class EstimatorConfig:
         return bool(mine == others)
 
 
-class EstimatorRun:
+class EstimatorRun(RunFolder):
     """A folder that holds one run of an estimator.
 
     Parameters
@@ -144,14 +144,10 @@ class EstimatorRun:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.config_path = self.path / "run.json"
+        super().__init__(path)
         self.checkpoint_dir = self.path / "checkpoint"
         self.checkpoint_path = self.checkpoint_dir / "fit.safetensors"
-        self.metrics_path = self.path / "metrics.jsonl"
-        self.model_path = self.path / "model.safetensors"
         self.scores_path = self.path / "scores.json"
-        self.report_path = self.path / "report.html"
 
     def create(self, config: EstimatorConfig, *, or_open: bool = False) -> None:
         """Start a run in a folder that holds none, ``or_open`` the same one.
@@ -163,19 +159,11 @@ class EstimatorRun:
         """
         if or_open and is_estimator_run(self.path) and self.config().same_training(config):
             return
-        if self.config_path.exists() or self.model_path.exists():
-            raise RunError(
-                f"{self.path} already holds a run: continue it with 'freenergy train --resume "
-                f"{self.path}', or choose another folder with --out"
-            )
-        self.write_config(config)
+        self.begin(config.to_json())
 
     def write_config(self, config: EstimatorConfig) -> None:
         """Replace the configuration."""
-        try:
-            write_atomically(self.config_path, config.to_json())
-        except OSError as error:
-            raise RunError(f"cannot write to {self.path} ({error.strerror})") from error
+        self.replace_config(config.to_json())
 
     def withdraw(self) -> None:
         """Leave nothing of a run that was refused before its first pass."""
@@ -196,12 +184,7 @@ class EstimatorRun:
         RunError
             When the folder is no run, or its configuration is damaged.
         """
-        if not self.config_path.is_file():
-            raise RunError(f"{self.path} holds no run (there is no {self.config_path.name} in it)")
-        try:
-            return EstimatorConfig.from_json(self.config_path.read_text(encoding="utf-8"))
-        except (ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{self.config_path} is damaged ({error})") from error
+        return self.read_config(EstimatorConfig.from_json)
 
     def n_done(self) -> int:
         """Passes that are stored, those of a pretraining not counted."""

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 
 from freenergy.files import as_json
 from freenergy.studies.estimator_models import Model
-from freenergy.training.run import RunError
+from freenergy.training import RunError
 
 __all__ = ["Score", "Scores", "quick_scores", "score"]
 

@@ -17,7 +17,8 @@ from freenergy.training.perceptron import (
     minimize_lbfgs,
 )
 from freenergy.training.rows import LabelledBatch, LabelledRows, Rows, StreamedRows, as_rows
-from freenergy.training.run import RunConfig, RunDirectory, RunError, load_model
+from freenergy.training.run import RunConfig, RunDirectory, load_model
+from freenergy.training.run_folder import RunError, RunFolder
 from freenergy.training.stopping import EarlyStopping, EntropyCollapse, StopTraining
 from freenergy.training.trainer import DivergenceError, Trainer, initialize
 from freenergy.training.vae import (
@@ -47,6 +48,7 @@ __all__ = [
     "RunConfig",
     "RunDirectory",
     "RunError",
+    "RunFolder",
     "StopTraining",
     "StreamedRows",
     "Trainer",

@@ -36,14 +36,11 @@ from freenergy.training.checkpoint import CheckpointError, load_checkpoint, save
 from freenergy.training.options import TrainingOptions, check_whole
 from freenergy.training.precision import check_precision
 from freenergy.training.rows import Rows
+from freenergy.training.run_folder import RunFolder
 from freenergy.training.trainer import Monitor, Trainer, initialize
 from freenergy.training.trajectory import ladder_of
 
-__all__ = ["RunConfig", "RunDirectory", "RunError", "load_model", "versions"]
-
-
-class RunError(ValueError):
-    """A run directory is missing, damaged, taken already, or does not fit what is asked."""
+__all__ = ["RunConfig", "RunDirectory", "load_model", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -151,8 +148,8 @@ class RunConfig:
         )
 
 
-class RunDirectory:
-    """A folder that holds one run.
+class RunDirectory(RunFolder):
+    """A folder that holds one run of an RBM.
 
     Parameters
     ----------
@@ -172,33 +169,15 @@ class RunDirectory:
     RBM(n_visible=8, n_hidden=4, visible='bernoulli', hidden='bernoulli')
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-
     @property
     def checkpoint_path(self) -> Path:
         """The model and the trainer's state."""
-        return self.path / "model.safetensors"
-
-    @property
-    def metrics_path(self) -> Path:
-        """One JSON object for each epoch."""
-        return self.path / "metrics.jsonl"
+        return self.model_path
 
     @property
     def assessment_path(self) -> Path:
         """How good the model is, as far as that was measured."""
         return self.path / "assessment.json"
-
-    @property
-    def report_path(self) -> Path:
-        """The page about the run."""
-        return self.path / "report.html"
-
-    @property
-    def config_path(self) -> Path:
-        """The configuration."""
-        return self.path / "run.json"
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], config: RunConfig) -> Self:
@@ -210,15 +189,7 @@ class RunDirectory:
             When the folder holds a run already, or cannot be written.
         """
         run = cls(path)
-        if run.config_path.exists() or run.checkpoint_path.exists():
-            raise RunError(
-                f"{run.path} already holds a run: continue it with 'freenergy train --resume "
-                f"{run.path}', or choose another folder with --out"
-            )
-        try:
-            write_atomically(run.config_path, config.to_json())
-        except OSError as error:
-            raise RunError(f"cannot write to {run.path} ({error.strerror})") from error
+        run.begin(config.to_json())
         return run
 
     @classmethod
@@ -245,12 +216,7 @@ class RunDirectory:
         RunError
             When the folder is no run, or its configuration is damaged.
         """
-        if not self.config_path.is_file():
-            raise RunError(f"{self.path} holds no run (there is no {self.config_path.name} in it)")
-        try:
-            return RunConfig.from_json(self.config_path.read_text(encoding="utf-8"))
-        except (ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{self.config_path} is damaged ({error})") from error
+        return self.read_config(RunConfig.from_json)
 
     def save(self, trainer: Trainer) -> None:
         """Store the state of a trainer; killed at any moment, the run keeps the last state.
