@@ -518,3 +518,10 @@ def test_a_stream_without_labels_is_no_classification(folder):
             clone(estimator).fit(folder)
     with pytest.raises(ValueError, match="takes arrays here"):
         clone(CLASSIFIER).partial_fit(folder, CLASSES, classes=[0, 1, 2])
+
+
+@pytest.mark.parametrize("kind", [fe.MLPClassifier, fe.MLPRegressor, fe.RBMClassifier])
+def test_a_name_in_place_of_labels_is_told_where_it_belongs(tmp_path, kind):
+    np.save(tmp_path / "0.npy", np.random.default_rng(0).random((30, 4)))
+    with pytest.raises(fe.data.DataError, match=r"got 'kind': give an array, or the name of a"):
+        kind().fit(tmp_path, "kind")

@@ -156,6 +156,15 @@ def test_few_rows_are_refused(tmp_path):
         open_model_data(VAE, str(tmp_path / "x.npy"))
 
 
+def test_one_class_is_refused_where_classes_are_learned(folder):
+    np.save(folder / "y.npy", np.full(N, 3))
+    where = {"name": str(folder / "x.npy"), "labels": str(folder / "y.npy")}
+    with pytest.raises(DataError, match=r"all labels of .*x.npy are 3"):
+        open_model_data(CLASSIFIER, **where)
+    # What is known already may be measured on them.
+    assert len(given_rows(CLASSIFIER, **where)[2]) == N
+
+
 def test_a_class_of_one_row_does_not_stop_the_division(folder):
     y = np.zeros(N, dtype=int)
     y[0] = 1

@@ -124,6 +124,18 @@ def test_regression_is_judged_by_what_it_explains(outputs):
     assert again.scores == (r2, rmse)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_regression_worse_than_the_mean_is_told_what_to_do(sign):
+    class Regressor:
+        def predict(self, x):
+            return sign * x[:, 0]
+
+    x = np.linspace(-1.0, 1.0, 20)[:, None]
+    found = score(MODELS["mlp-regressor"], Regressor(), "rows", x, x[:, 0])
+    assert (found.scores[0].value < 0) == any("standardise" in r for r in found.remarks)
+    assert (found.scores[0].value < 0) == (sign < 0)
+
+
 def test_a_constant_target_explains_nothing_and_has_no_interval():
     class Regressor:
         def predict(self, x):

@@ -62,6 +62,9 @@ def test_the_verdict_follows_from_the_interval(planted, gaps, status, words):
     assert f"95 % interval {gap - width:+.2f} to {gap + width:+.2f}, over 5" in found.text
     assert "On patterns, the exact log-likelihood of held-out rows" in found.text
     assert ("keeps up, and draws no samples" in found.text) == (status == "supported")
+    holds_zero = gap - width <= 0 <= gap + width
+    alike = "The runs do not tell the two apart." in found.text
+    assert alike == (status == "supported" and holds_zero)
 
 
 @pytest.mark.parametrize("gap", [-9.0, 0.0, 9.0])

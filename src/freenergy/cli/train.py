@@ -59,7 +59,8 @@ def train(
         str | None,
         typer.Option(
             help="Column of a table or of Parquet shards, array of a store (FILE.h5:/y, or /y "
-            "where it is the same file), or .npy file: what is learned; for rbm and vae no feature."
+            "where it is the same file), or .npy file: what is learned; for vae, and for rbm of "
+            "shards and stores, no feature."
         ),
     ] = None,
     settings: Annotated[

@@ -292,6 +292,11 @@ class DataStream:
         """The same rows with these labels, one for each row that lies there."""
         if isinstance(self.source, IterableSource):
             raise DataError(f"labels of {self.name} must be part of its items: pairs (row, label)")
+        if not np.ndim(labels):
+            raise DataError(
+                f"labels of {self.name} are one for each row, got {labels!r}: give an array, or "
+                "the name of a column, file or folder to freenergy.data.stream(..., labels=...)"
+            )
         rows = self.source.rows if isinstance(self.source, Labelled) else self.source
         return replace(self, source=Labelled(rows, ArraySource(np.asarray(labels), "labels")))
 

@@ -117,6 +117,11 @@ def open_model_data(
         return _streamed(model, name, labels, binarize, dtype)
     found = _loaded(model, name, labels, binarize, dtype)
     _check_targets(model, name, found.y)
+    if model.learns == "classes" and found.y is not None and len(set(found.y.flat)) == 1:
+        raise DataError(
+            f"{model.name} learns to tell classes apart, and all labels of {name} are "
+            f"{found.y.tolist()[0]!r}"
+        )
     if len(found.x) < _LEAST_ROWS:
         raise DataError(
             f"{found.name} has {len(found.x)} rows; at least {_LEAST_ROWS} are needed to hold "

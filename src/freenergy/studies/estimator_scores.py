@@ -312,14 +312,21 @@ def _of_numbers(estimator: Any, name: str, x: Any, y: np.ndarray, seed: int) -> 
         places = random.integers(0, len(y), len(y))
         r2.append(_determination(squares[places], truth[places]))
         rmse.append(math.sqrt(squares[places].mean()))
-    how = "bootstrap over rows"
+    how, fit = "bootstrap over rows", _determination(squares, truth)
+    remarks: tuple[str, ...] = ()
+    if fit < 0:
+        remarks = (
+            "The mean of the labels predicts them better than the model: train for more epochs, or "
+            "standardise columns and labels.",
+        )
     return Scores(
         name,
         len(y),
         (
-            Score("R²", _determination(squares, truth), *_middle(r2), how=how),
+            Score("R²", fit, *_middle(r2), how=how),
             Score("root mean squared error", math.sqrt(squares.mean()), *_middle(rmse), how=how),
         ),
+        remarks=remarks,
     )
 
 

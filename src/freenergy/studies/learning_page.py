@@ -97,7 +97,9 @@ def verdict(study: LearningStudy) -> Verdict:
             "decides nothing.",
         )
     if low > -_MARGIN:
-        return Verdict("supported", f"Yes. {facts} Mean field keeps up, and draws no samples.")
+        apart = "" if low * high > 0 else "The runs do not tell the two apart. "
+        words = f"Yes. {facts} {apart}Mean field keeps up, and draws no samples."
+        return Verdict("supported", words)
     if high < 0:
         return Verdict("contradicted", f"No, not here: mean field falls behind. {facts}")
     return Verdict("undecided", f"These runs cannot tell. {facts}")

@@ -131,7 +131,10 @@ def open_data(name: str, binarize: float | None, labels: str | None = None) -> R
     """
     if not is_streamed(name):
         if labels is not None:
-            raise DataError(f"labels have no effect on {name}, which is loaded as a whole")
+            raise DataError(
+                f"labels have no effect on {name}, which is loaded as a whole: leave the column "
+                "out of the file, or give a folder of Parquet shards"
+            )
         return _loaded(data.load(name, binarize=binarize))
     found = data.stream(name, binarize=binarize, labels=labels).within(0.0, 1.0)
     n = found.n_rows or 0
