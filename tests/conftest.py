@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import signal
 import threading
 from collections.abc import Callable
 from functools import cached_property
@@ -27,6 +28,10 @@ settings.load_profile("freenergy")
 
 # Models this small gain nothing from more threads, and lose much where others share the cores.
 torch.set_num_threads(1)
+
+# Whatever is started in the background of a shell ignores Ctrl-C, and so do its children.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VALUES = {"bernoulli": (0.0, 1.0), "spin": (-1.0, 1.0), "ternary": (-1.0, 0.0, 1.0)}
 
