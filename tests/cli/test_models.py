@@ -8,17 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 import freenergy as fe
-from freenergy import cli
 from freenergy.studies.estimator_models import MODELS
 from freenergy.studies.estimator_run import EstimatorConfig, EstimatorRun
 from freenergy.training import RunError, load_checkpoint
@@ -34,56 +30,8 @@ SMALL = {
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def call(*arguments: object) -> int:
-    """Run the command line in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["freenergy", *map(str, arguments)])
-        patch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
-            cli.main()
-    return stop.value.code
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys) -> Callable[..., Result]:
-    """``run("train", ...)`` in an empty folder: exit code, output and errors."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def start(*arguments: object) -> Result:
-        code = call(*arguments)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Result(code, captured.out, captured.err)
-
-    return start
-
-
-def patterns(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    means = np.random.default_rng(0).random((3, 6)) < 0.5
-    y = rng.integers(0, 3, n)
-    return (means[y] ^ (rng.random((n, 6)) < 0.1)).astype(np.float32), y
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    """A small file with labels and a test set."""
-    path = tmp_path_factory.mktemp("data") / "patterns.npz"
-    (x, y), (x_test, y_test) = patterns(80, 1), patterns(40, 2)
-    np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
-    return path
-
-
 @pytest.fixture(scope="module")
-def trained(data, tmp_path_factory) -> dict[str, Path]:
+def trained(data, tmp_path_factory, call) -> dict[str, Path]:
     """A run of each model that a test may read, but must not change."""
     folder = tmp_path_factory.mktemp("trained")
     for model in MODELS:
@@ -94,15 +42,6 @@ def trained(data, tmp_path_factory) -> dict[str, Path]:
 def command(model: str, data: Path, out: Path | str, epochs: int = 6) -> tuple[object, ...]:
     options = ("--epochs", epochs, "--batch-size", 20, "--data", data, "--out", out)
     return ("train", "--model", model, *options, *SMALL[model])
-
-
-def assert_one_line(result: Result, *words: str, code: int = 2) -> None:
-    assert result.code == code
-    assert result.out == ""
-    (line,) = result.err.splitlines()
-    assert line.startswith("freenergy: ")
-    for word in words:
-        assert word in line
 
 
 def assert_same_run(path: Path, other: Path) -> None:
@@ -129,7 +68,7 @@ def assert_same_run(path: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_run_leaves_its_model_its_numbers_and_its_page(run, data, model):
+def test_a_run_leaves_its_model_its_numbers_and_its_page(run, data, model, patterns):
     result = run(*command(model, data, "a run"))
     assert (result.code, result.out) == (0, "run: a run\nreport: a run/report.html\n")
     *progress, score = result.err.splitlines()
@@ -172,7 +111,7 @@ def test_a_run_leaves_its_model_its_numbers_and_its_page(run, data, model):
         assert scores.scores[0].value == pytest.approx(fitted.score(x, y), rel=1e-6)
 
 
-def test_the_run_is_the_estimators_own_fit(run, data):
+def test_the_run_is_the_estimators_own_fit(run, data, patterns):
     options = ("--set", "hidden_layer_sizes=5,4", "--set", "activation=selu", "--seed", 3)
     run(
         "train",
@@ -233,7 +172,7 @@ def test_options_that_all_models_share_reach_the_estimator_or_are_refused(
         own = ("--set", "normalization=max_norm") if needs else ()
         result = run("train", "--model", model, "--data", data, flag, value, *own)
         if "stop here" not in result.err:
-            assert_one_line(result, f"{flag} has no meaning for --model {model}: drop it")
+            result.assert_one_line(f"{flag} has no meaning for --model {model}: drop it")
             continue
         found = asked.pop().estimator().get_params()
         changed = {name for name, new in found.items() if new != default[name]}
@@ -250,9 +189,9 @@ def test_what_a_model_cannot_take_is_named(run, data):
     for flag, value in (("--method", "cd"), ("--unit", "spin"), ("--centered", None)):
         arguments = [flag] if value is None else [flag, value]
         result = run("train", "--model", "vae", "--data", data, *arguments)
-        assert_one_line(result, f"{flag} has no meaning for --model vae: drop it")
+        result.assert_one_line(f"{flag} has no meaning for --model vae: drop it")
     result = run("train", "--model", "unrolled-classifier", "--data", data, "--method", "cd")
-    assert_one_line(result, "or --set rbm__method=... for its pretraining")
+    result.assert_one_line("or --set rbm__method=... for its pretraining")
     assert not Path("runs").exists()
 
 
@@ -278,7 +217,7 @@ def test_what_a_model_cannot_take_is_named(run, data):
 )
 def test_what_is_refused_is_refused_in_one_line_and_leaves_no_folder(run, data, arguments, words):
     result = run("train", "--data", data, "--out", "a/run", *arguments)
-    assert_one_line(result, words)
+    result.assert_one_line(words)
     assert not Path("a/run").exists()
 
 
@@ -286,7 +225,7 @@ def test_a_folder_that_holds_something_else_keeps_it(run, data):
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("keep me")
     result = run("train", "--model", "vae", "--data", data, "--out", "mine", "--set", "latent=x")
-    assert_one_line(result, "latent")
+    result.assert_one_line("latent")
     assert [p.name for p in Path("mine").iterdir()] == ["notes.txt"]
 
 
@@ -356,7 +295,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
         assert run("evaluate", "my run").code == 0
     else:
         words = "has no fitted model yet: go on with freenergy train --resume"
-        assert_one_line(run("evaluate", "my run"), words)
+        run("evaluate", "my run").assert_one_line(words)
     assert run("train", "--resume", "my run").code == 0
     assert_same_run(Path("my run"), trained[model])
     # Signals are handled as before.
@@ -373,7 +312,7 @@ def test_a_longer_run_goes_on_and_is_that_of_the_longer_command(run, data):
     assert all(torch.equal(a[name], b[name]) for name in b)
     assert EstimatorRun("run").config().n_passes == 6
     result = run("train", "--resume", "run", "--epochs", 3)
-    assert_one_line(result, "run has 6 epochs already, more than --epochs 3")
+    result.assert_one_line("run has 6 epochs already, more than --epochs 3")
 
 
 def test_what_an_earlier_process_left_behind_does_not_stay(run, data, monkeypatch):
@@ -407,22 +346,22 @@ def test_a_run_whose_schedule_counts_its_epochs_takes_no_other_number(run, data)
     options = ("--set", "learning_rate=cosine", "--epochs", 2)
     run("train", "--model", "mlp-classifier", "--data", data, "--out", "run", *options)
     result = run("train", "--resume", "run", "--epochs", 4)
-    assert_one_line(result, "all epochs of run depend on their number, 2: start another run")
+    result.assert_one_line("all epochs of run depend on their number, 2: start another run")
     assert run("train", "--resume", "run").code == 0
 
 
-def test_a_run_keeps_its_options_and_its_data(run, data, trained, tmp_path):
+def test_a_run_keeps_its_options_and_its_data(run, data, trained, tmp_path, patterns):
     path = trained["vae"]
-    assert_one_line(run("train", "--resume", path, "--set", "beta=2"), "drop --set beside --resume")
-    assert_one_line(run("train", "--resume", path, "--model", "vae"), "drop --model beside")
+    run("train", "--resume", path, "--set", "beta=2").assert_one_line("drop --set beside --resume")
+    run("train", "--resume", path, "--model", "vae").assert_one_line("drop --model beside")
     result = run(*command("vae", data, path))
-    assert_one_line(result, "already holds a run", "--resume")
+    result.assert_one_line("already holds a run", "--resume")
     other = tmp_path / "other.npz"
     np.savez(other, x_train=patterns(80, 1)[0])
     assert run("train", "--model", "vae", "--data", other, "--out", "run", "--epochs", 1).code == 0
     np.savez(other, x_train=patterns(80, 5)[0])
     result = run("train", "--resume", "run", "--epochs", 2)
-    assert_one_line(result, "is not what the run started with")
+    result.assert_one_line("is not what the run started with")
     assert EstimatorRun("run").config().n_passes == 1
 
 
@@ -432,14 +371,14 @@ def test_a_damaged_run_is_named(run, trained, tmp_path, damage):
     folder.mkdir()
     (folder / "run.json").write_text(damage)
     result = run("train", "--resume", folder)
-    assert_one_line(result, "run.json is damaged")
+    result.assert_one_line("run.json is damaged")
 
 
 # ---- measured, drawn from, shown -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_run_is_measured_by_its_own_rows_and_by_others(run, data, trained, model):
+def test_a_run_is_measured_by_its_own_rows_and_by_others(run, data, trained, model, patterns):
     path = trained[model]
     before = EstimatorRun(path).scores()
     found = json.loads(run("evaluate", path, "--json").out)
@@ -456,7 +395,7 @@ def test_a_run_is_measured_by_its_own_rows_and_by_others(run, data, trained, mod
     np.save("y.npy", y)
     if model != "vae":
         assert other["scores"][0]["value"] == pytest.approx(fe.load(path).score(x, y), rel=1e-6)
-        assert_one_line(run("evaluate", path, "x.npy"), "learns from labels", "--labels FILE.npy")
+        run("evaluate", path, "x.npy").assert_one_line("learns from labels", "--labels FILE.npy")
     again = json.loads(run("evaluate", path, "x.npy", "--labels", "y.npy", "--json").out)
     assert again["scores"] == other["scores"]
     file = json.loads(run("evaluate", path / "model.safetensors", "others.npz", "--json").out)
@@ -484,7 +423,7 @@ def test_a_saved_model_of_numbers_is_measured_by_the_numbers_themselves(run):
     assert found["scores"][-1]["value"] == pytest.approx(vae.free_energy(x, n_draws=10).mean())
 
 
-def test_rows_held_out_without_a_label_cost_the_measurement_alone(run):
+def test_rows_held_out_without_a_label_cost_the_measurement_alone(run, patterns):
     x, y = patterns(80, 1)
     np.savez("d.npz", x_train=x, y_train=y, x_test=x[:9], y_test=np.full(9, -1))
     result = run(*command("rbm-classifier", "d.npz", "run"), "--set", "unlabeled=-1")
@@ -492,24 +431,24 @@ def test_rows_held_out_without_a_label_cost_the_measurement_alone(run):
     assert result.err.splitlines()[-1].startswith("The model is not measured: no row has a label")
     assert len(fe.load("run").history_["epoch"]) == 6
     assert "Not measured yet" in Path("run/report.html").read_text()
-    assert_one_line(run("evaluate", "run"), "no row has a label in d")
+    run("evaluate", "run").assert_one_line("no row has a label in d")
 
 
 def test_measurements_without_meaning_are_refused(run, data, trained):
     path = trained["mlp-classifier"]
     for flag in ("--beta", "--time-budget", "--width"):
-        assert_one_line(run("evaluate", path, flag, 1), f"{flag} has no meaning")
-    assert_one_line(run("evaluate", path, "--binarize", 0.5), "drop --binarize")
-    assert_one_line(run("evaluate", path, "--labels", "y"), "drop --labels")
-    assert_one_line(run("evaluate", path, data, "--data", data), "drop one of them")
-    assert_one_line(run("evaluate", path, "digits"), "has 64 columns, but the model takes 6")
-    assert_one_line(run("evaluate", path / "model.safetensors"), "does not name its data")
+        run("evaluate", path, flag, 1).assert_one_line(f"{flag} has no meaning")
+    run("evaluate", path, "--binarize", 0.5).assert_one_line("drop --binarize")
+    run("evaluate", path, "--labels", "y").assert_one_line("drop --labels")
+    run("evaluate", path, data, "--data", data).assert_one_line("drop one of them")
+    run("evaluate", path, "digits").assert_one_line("has 64 columns, but the model takes 6")
+    run("evaluate", path / "model.safetensors").assert_one_line("does not name its data")
 
 
 def test_damaged_scores_are_named(run, data):
     assert run(*command("vae", data, "run")).code == 0
     Path("run/scores.json").write_text("{")
-    assert_one_line(run("report", "run"), "scores.json is damaged: delete it and evaluate again")
+    run("report", "run").assert_one_line("scores.json is damaged: delete it and evaluate again")
     assert run("evaluate", "run").code == 0
     assert run("report", "run").code == 0
 
@@ -520,10 +459,10 @@ def test_an_autoencoder_is_drawn_from_and_a_classifier_is_not(run, trained):
     assert result == (0, "samples: samples.npy (7 rows of 6)\n", "")
     expected = fe.load(path).sample(7, random_state=3)
     np.testing.assert_array_equal(np.load("samples.npy"), expected)
-    assert_one_line(run("sample", path, "--steps", 3), "--steps has no meaning")
-    assert_one_line(run("sample", path, "--n", 0), "--n must be at least 1")
+    run("sample", path, "--steps", 3).assert_one_line("--steps has no meaning")
+    run("sample", path, "--n", 0).assert_one_line("--n must be at least 1")
     for model in trained.keys() - {"vae"}:
-        assert_one_line(run("sample", trained[model]), "has no distribution of rows to draw from")
+        run("sample", trained[model]).assert_one_line("has no distribution of rows to draw from")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -555,7 +494,7 @@ def test_images_are_shown_as_drawn_and_rebuilt(run):
 # ---- data of every kind --------------------------------------------------------------------------
 
 
-def shards(folder: Path) -> None:
+def shards(folder: Path, patterns) -> None:
     x, y = patterns(90, 3)
     for part in range(3):
         own = slice(30 * part, 30 * part + 30)
@@ -565,8 +504,8 @@ def shards(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["rbm-classifier", "mlp-classifier", "mlp-regressor", "vae"])
-def test_shards_are_learned_from_and_gone_on_with(run, model):
-    shards(Path.cwd())
+def test_shards_are_learned_from_and_gone_on_with(run, model, patterns):
+    shards(Path.cwd(), patterns)
     labels = () if model == "vae" else ("--labels", "y")
     options = ("--data", "x", *labels, "--epochs", 2, "--out", "run", *SMALL[model])
     result = run("train", "--model", model, *options)
@@ -576,7 +515,7 @@ def test_shards_are_learned_from_and_gone_on_with(run, model):
     os.chdir("..")
     if model != "vae":
         result = run("evaluate", "cwd/run", "cwd/x")
-        assert_one_line(result, "a folder of .npy shards")
+        result.assert_one_line("a folder of .npy shards")
         assert run("evaluate", "cwd/run", "cwd/x", "--labels", "cwd/y").code == 0
     assert run("train", "--resume", "cwd/run", "--epochs", 3).code == 0
     assert len((Path("cwd/run") / "metrics.jsonl").read_text().splitlines()) == 3
@@ -603,7 +542,7 @@ def test_a_table_with_words_is_learned_from_and_others_like_it_are_measured(run)
     assert run("train", "--resume", "../run", "--epochs", 61).code == 0
     os.chdir("..")
     result = run("train", "--model", "rbm-classifier", *options[:-2], "--out", "x")
-    assert_one_line(result, "column 'colour' has")
+    result.assert_one_line("column 'colour' has")
 
 
 # ---- processes of their own ----------------------------------------------------------------------
@@ -612,7 +551,7 @@ def test_a_table_with_words_is_learned_from_and_others_like_it_are_measured(run)
 def test_under_torchrun_the_folder_has_to_be_named(run, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
     monkeypatch.setenv("RANK", "0")
-    assert_one_line(run("train", "--model", "vae"), "several processes need one folder")
+    run("train", "--model", "vae").assert_one_line("several processes need one folder")
 
 
 def spawn(*arguments: object, processes: int = 0) -> subprocess.Popen[str]:
@@ -661,7 +600,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_trains_what_one_process_trains(tmp_path):
+def test_torchrun_trains_what_one_process_trains(tmp_path, call):
     """Where nothing is drawn: a VAE of up to 5 Bernoulli latents sums over all their states."""
     train = ("train", "--model", "vae", "--set", "latent=bernoulli", "--set", "n_components=3")
     train += ("--epochs", 3, "--hidden", 16, "--batch-size", 90)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-
 import numpy as np
 import pytest
 
-from freenergy import cli
 from freenergy.training.trainer import Trainer
 
 CLASSES = np.arange(240) % 3
@@ -40,18 +36,13 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(capsys):
-    """``call("train", ...)``: exit code, and the last line of the errors."""
+def last(call, capsys):
+    """``last("train", ...)``: exit code, and the last line of the errors."""
 
     def start(*arguments):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["freenergy", *map(str, arguments)])
-            patch.setattr(warnings, "showwarning", warnings.showwarning)
-            with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
-                cli.main()
-        found = capsys.readouterr()
+        code, found = call(*arguments), capsys.readouterr()
         assert "Traceback" not in found.err
-        return stop.value.code, (found.err.splitlines() or [""])[-1]
+        return code, (found.err.splitlines() or [""])[-1]
 
     return start
 
@@ -73,7 +64,7 @@ def epochs(monkeypatch, before_epoch=None, happens=lambda: None):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("fault", ["gone", "NaN", "cut"])
 def test_a_shard_that_breaks_midway_is_named_and_costs_one_epoch(
-    model, fault, folder, call, monkeypatch
+    model, fault, folder, last, monkeypatch
 ):
     shard, whole = folder / "1.npy", (folder / "1.npy").read_bytes()
     rows = np.load(shard)
@@ -97,21 +88,21 @@ def test_a_shard_that_breaks_midway_is_named_and_costs_one_epoch(
     pretraining = 1 if model == "unrolled-classifier" else 0
     with monkeypatch.context() as patch:
         begun = epochs(patch, 3 + pretraining, happens)
-        code, line = call(*command)
+        code, line = last(*command)
     assert (code, begun[-1]) == (2, 3), line
     assert line.startswith("freenergy: ")
     assert words in line
     shard.write_bytes(whole)
     begun = epochs(monkeypatch)
-    code, line = call("train", "--resume", "run")
+    code, line = last("train", "--resume", "run")
     assert (code, begun) == (0, [3, 4]), line
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_shard_of_another_width_stops_before_anything_is_made(model, folder, call):
+def test_a_shard_of_another_width_stops_before_anything_is_made(model, folder, last):
     np.save(folder / "1.npy", ROWS[:80, :5])
     labels = () if model in ("rbm", "vae") else ("--labels", "y")
-    code, line = call("train", "--model", model, "--data", "x", "--out", "run", *labels)
+    code, line = last("train", "--model", model, "--data", "x", "--out", "run", *labels)
     assert code == 2
     assert "1.npy has rows of shape (5,), but " in line
     assert not (folder.parent / "run").exists()

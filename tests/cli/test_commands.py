@@ -11,10 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -31,56 +29,8 @@ TRAIN = ("train", "--hidden", "4", "--epochs", "2", "--batch-size", "10")
 QUICK = ("--time-budget", "30")
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def call(*arguments: object) -> int:
-    """Run the command line in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["freenergy", *map(str, arguments)])
-        patch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
-            cli.main()
-    return stop.value.code
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys) -> Callable[..., Result]:
-    """``run("train", ...)`` in an empty folder: exit code, output and errors."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def start(*arguments: object) -> Result:
-        code = call(*arguments)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Result(code, captured.out, captured.err)
-
-    return start
-
-
-def patterns(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    means = np.random.default_rng(0).random((3, 6)) < 0.5
-    y = rng.integers(0, 3, n)
-    return (means[y] ^ (rng.random((n, 6)) < 0.1)).astype(np.float32), y
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    """A small file with labels and a test set."""
-    path = tmp_path_factory.mktemp("data") / "patterns.npz"
-    (x, y), (x_test, y_test) = patterns(80, 1), patterns(40, 2)
-    np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
-    return path
-
-
 @pytest.fixture(scope="module")
-def trained(data, tmp_path_factory) -> Path:
+def trained(data, tmp_path_factory, call) -> Path:
     """A run that a test may read, but must not change."""
     path = tmp_path_factory.mktemp("trained") / "run"
     assert call(*TRAIN, "--data", data, "--out", path, "--beta", 2.0) == 0
@@ -88,7 +38,7 @@ def trained(data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def studied(data, tmp_path_factory) -> Path:
+def studied(data, tmp_path_factory, call) -> Path:
     """A complete study that a test may read, but must not change."""
     path = tmp_path_factory.mktemp("studied") / "study"
     assert call(*STUDY, "--data", data, "--out", path) == 0
@@ -96,15 +46,6 @@ def studied(data, tmp_path_factory) -> Path:
 
 
 STUDY = ("study", "--epochs", "2", "--seeds", "2", "--hidden", "4", "--jobs", "1")
-
-
-def assert_one_line(result: Result, *words: str, code: int = 2) -> None:
-    assert result.code == code
-    assert result.out == ""
-    (line,) = result.err.splitlines()
-    assert line.startswith("freenergy: ")
-    for word in words:
-        assert word in line
 
 
 def assert_same_model(path: Path, other: Path) -> None:
@@ -162,10 +103,11 @@ def test_the_module_is_the_command(tmp_path):
         )
         for arguments in calls
     ]
-    results = [Result(p.wait(120), *p.communicate()) for p in processes]
-    assert [result.code for result in results] == list(calls.values())
-    assert results[0].out.strip() == fe.__version__
-    assert_one_line(results[1], "method must be one of 'cd', 'pcd', 'emf', 'ptt', got 'foo'")
+    results = [(p.wait(120), *p.communicate()) for p in processes]
+    assert [code for code, *_ in results] == list(calls.values())
+    assert results[0][1].strip() == fe.__version__
+    message = "freenergy: method must be one of 'cd', 'pcd', 'emf', 'ptt', got 'foo'"
+    assert results[1][1:] == ("", f"{message}\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -247,7 +189,7 @@ def test_every_option_of_train_reaches_the_run(run, data):
 
 
 @pytest.fixture
-def shards(tmp_path) -> Path:
+def shards(tmp_path, patterns) -> Path:
     """The same patterns in a folder of three .npy shards."""
     folder = tmp_path / "shards"
     folder.mkdir()
@@ -291,7 +233,7 @@ def test_a_broken_shard_stops_the_run_with_its_name_and_keeps_the_checkpoint(run
     assert (Path("kept") / "model.safetensors").read_bytes() == before
 
 
-def test_stores_and_tables_are_streamed_without_their_labels(run, tmp_path):
+def test_stores_and_tables_are_streamed_without_their_labels(run, tmp_path, patterns):
     h5py = pytest.importorskip("h5py")
     pd = pytest.importorskip("pandas")
     x, y = patterns(100, 1)
@@ -406,27 +348,27 @@ def test_options_that_a_resumed_run_would_ignore_are_refused(run, data):
     before = Path("run/run.json").read_bytes()
     for option in (["--learning-rate", "0.5"], ["--data", data], ["--no-centered"], ["--seed", 0]):
         result = run("train", "--resume", "run", *option)
-        assert_one_line(result, "a run keeps its options", str(option[0]).replace("--no-", "--"))
+        result.assert_one_line("a run keeps its options", str(option[0]).replace("--no-", "--"))
     assert Path("run/run.json").read_bytes() == before
 
 
 def test_a_run_is_not_shortened(run, data):
     assert run(*TRAIN, "--data", data, "--out", "run").code == 0
-    assert_one_line(run("train", "--resume", "run", "--epochs", 1), "has 2 epochs already")
+    run("train", "--resume", "run", "--epochs", 1).assert_one_line("has 2 epochs already")
     assert RunDirectory("run").config().options.n_epochs == 2
 
 
-def test_changed_data_are_refused(run, data):
+def test_changed_data_are_refused(run, data, patterns):
     Path("mine.npz").write_bytes(data.read_bytes())
     assert run(*TRAIN, "--data", "mine.npz", "--out", "run").code == 0
     before = Path("run/run.json").read_bytes()
     np.savez("mine.npz", x_train=patterns(80, 9)[0])
     message = "is not what the run started with"
-    assert_one_line(run("train", "--resume", "run", "--epochs", 9), "mine.npz", message)
+    run("train", "--resume", "run", "--epochs", 9).assert_one_line("mine.npz", message)
     assert Path("run/run.json").read_bytes() == before, "a refused resume changes nothing"
-    assert_one_line(run("evaluate", "run"), "mine.npz", message)
+    run("evaluate", "run").assert_one_line("mine.npz", message)
     Path("mine.npz").unlink()
-    assert_one_line(run("train", "--resume", "run"), "no file", "mine.npz")
+    run("train", "--resume", "run").assert_one_line("no file", "mine.npz")
 
 
 def test_another_number_of_threads_is_warned_of(run, data):
@@ -441,7 +383,7 @@ def test_another_number_of_threads_is_warned_of(run, data):
 def test_divergence_has_a_code_of_its_own_and_keeps_the_run(run, data):
     assert run(*TRAIN, "--data", data, "--out", "run", "--learning-rate", 1e30).code == 1
     result = run("train", "--resume", "run")
-    assert_one_line(result, "diverged in epoch 1", "learning_rate (now 1e+30)", code=1)
+    result.assert_one_line("diverged in epoch 1", "learning_rate (now 1e+30)", code=1)
 
 
 def test_ctrl_c_names_the_command_to_go_on_with(run, data, monkeypatch):
@@ -471,7 +413,7 @@ def test_ctrl_c_anywhere_ends_in_one_line(run, trained, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli.evaluate, "assess", interrupt)
-    assert_one_line(run("evaluate", trained), "interrupted", code=130)
+    run("evaluate", trained).assert_one_line("interrupted", code=130)
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -529,20 +471,20 @@ def test_a_mistake_is_one_line_and_leaves_nothing(run, arguments):
     np.savez("grey.npz", x_train=np.full((20, 3), 7.0).cumsum(0).clip(0, 7) * [0, 1, 0])
     np.savez("few.npz", x_train=np.zeros((3, 4)))
     before = sorted(Path().rglob("*"))
-    assert_one_line(run(*arguments.split()), REFUSED[arguments])
+    run(*arguments.split()).assert_one_line(REFUSED[arguments])
     assert sorted(Path().rglob("*")) == before
 
 
 def test_a_folder_that_holds_a_run_is_not_used_again(run, data, trained):
     before = (trained / "run.json").read_bytes()
     result = run(*TRAIN, "--data", data, "--out", trained)
-    assert_one_line(result, "already holds a run", f"--resume {trained}", "--out")
+    result.assert_one_line("already holds a run", f"--resume {trained}", "--out")
     assert (trained / "run.json").read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_made_is_named(run, data):
     Path("file").write_text("")
-    assert_one_line(run(*TRAIN, "--data", data, "--out", "file/run"), "file/run")
+    run(*TRAIN, "--data", data, "--out", "file/run").assert_one_line("file/run")
 
 
 @pytest.mark.parametrize("command", ["train --resume", "evaluate", "sample", "report"])
@@ -551,7 +493,7 @@ def test_damage_to_a_run_is_named(run, data, command, file):
     assert run(*TRAIN, "--data", data, "--out", "run").code == 0
     path = Path("run") / file
     path.write_bytes(path.read_bytes()[:-30])
-    assert_one_line(run(*command.split(), "run"), file, "is damaged")
+    run(*command.split(), "run").assert_one_line(file, "is damaged")
 
 
 def test_a_run_before_its_first_epoch_has_the_model_it_starts_from(run, data, monkeypatch):
@@ -569,7 +511,7 @@ def test_a_run_before_its_first_epoch_has_the_model_it_starts_from(run, data, mo
 def test_a_checkpoint_without_its_configuration_is_not_taken_over(run, data):
     assert run(*TRAIN, "--data", data, "--out", "run").code == 0
     Path("run/run.json").unlink()
-    assert_one_line(run(*TRAIN, "--data", data, "--out", "run"), "already holds a run")
+    run(*TRAIN, "--data", data, "--out", "run").assert_one_line("already holds a run")
 
 
 def test_a_run_in_double_precision_goes_on(run, data):
@@ -580,7 +522,7 @@ def test_a_run_in_double_precision_goes_on(run, data):
 
 def test_a_model_too_large_for_memory_leaves_no_folder(run, data):
     result = run("train", "--hidden", "100000000000000", "--data", data, "--out", "run")
-    assert_one_line(result, "does not fit into memory")
+    result.assert_one_line("does not fit into memory")
     assert not Path("run").exists()
 
 
@@ -592,7 +534,7 @@ def test_a_given_file_is_measured_whole(run, trained, tmp_path):
     found = json.loads(result.out)
     assert (found["rows"], found["rows_train"]) == (7, 80)
     assert sorted(trained.iterdir()) == before, "only the run's own rows belong to its report"
-    assert_one_line(run("evaluate", trained, "--binarize", "0.3"), "drop --binarize")
+    run("evaluate", trained, "--binarize", "0.3").assert_one_line("drop --binarize")
 
 
 # ---- evaluate ------------------------------------------------------------------------------------
@@ -611,7 +553,7 @@ def by_hand(path: Path, rows: np.ndarray, beta: float) -> tuple[float, float]:
 
 
 @pytest.fixture(scope="module")
-def assessed(data, tmp_path_factory) -> Path:
+def assessed(data, tmp_path_factory, call) -> Path:
     """A run at beta 2 with its assessment, that a test may read, but must not change."""
     path = tmp_path_factory.mktemp("assessed") / "run"
     assert call(*TRAIN, "--data", data, "--out", path, "--beta", 2.0) == 0
@@ -619,7 +561,7 @@ def assessed(data, tmp_path_factory) -> Path:
     return path
 
 
-def test_evaluate_measures_the_held_out_rows_of_the_run(run, data):
+def test_evaluate_measures_the_held_out_rows_of_the_run(run, data, patterns):
     assert run(*TRAIN, "--data", data, "--out", "run", "--beta", 2.0).code == 0
     result = run("evaluate", "run", "--json", *QUICK)
     assert result.code == 0
@@ -646,7 +588,7 @@ def test_evaluate_measures_the_held_out_rows_of_the_run(run, data):
     assert Path("run/assessment.json").read_text() == result.out
 
 
-def test_every_estimate_that_is_trusted_holds_the_exact_likelihood(assessed):
+def test_every_estimate_that_is_trusted_holds_the_exact_likelihood(assessed, patterns):
     values = json.loads((assessed / "assessment.json").read_text())
     found = estimates_of(values)
     methods = {"exact", "tap1", "tap2", "tap3", "tempering", "ais", "reverse_ais", "bar"}
@@ -683,7 +625,7 @@ def test_every_estimate_that_is_trusted_holds_the_exact_likelihood(assessed):
     assert mean == pytest.approx(log_z, abs=0.02)
 
 
-def test_evaluate_at_another_temperature_is_not_of_the_run(run, data):
+def test_evaluate_at_another_temperature_is_not_of_the_run(run, data, patterns):
     assert run(*TRAIN, "--data", data, "--out", "run", "--beta", 2.0).code == 0
     values = json.loads(run("evaluate", "run", "--json", "--beta", 1, *QUICK).out)
     log_z, score = by_hand(Path("run"), patterns(40, 2)[0], 1.0)
@@ -763,7 +705,7 @@ def test_a_damaged_assessment_is_named(run, assessed, damage, tmp_path):
     path = copied / "assessment.json"
     path.write_text(path.read_text()[:-30] if damage == "truncated" else damage)
     message = "delete it and evaluate again"
-    assert_one_line(run("report", copied), str(path), "is damaged", message)
+    run("report", copied).assert_one_line(str(path), "is damaged", message)
     result = run("train", "--resume", copied)
     assert result.code == 2
     assert f"freenergy: {path} is damaged" in result.err.splitlines()[-1]
@@ -819,7 +761,7 @@ def test_chains_out_of_equilibrium_are_told(run):
 
 def test_evaluate_takes_other_data_and_a_model_file(run, assessed, data):
     file = assessed / "model.safetensors"
-    assert_one_line(run("evaluate", file), "a checkpoint file does not name its data: give DATA")
+    run("evaluate", file).assert_one_line("a checkpoint file does not name its data: give DATA")
     own = json.loads((assessed / "assessment.json").read_text())
     same = json.loads(run("evaluate", file, data, "--json", "--beta", 2, *QUICK).out)
     # A file has neither training rows nor chains; what is left is the model and the rows.
@@ -831,7 +773,7 @@ def test_evaluate_takes_other_data_and_a_model_file(run, assessed, data):
     assert (same["rows"], same["rows_train"]) == (40, 40)
     assert json.loads(run("evaluate", file, data, "--json", *QUICK).out)["beta"] == 2.0
     message = "digits has 64 columns, but the model has 6 visible units"
-    assert_one_line(run("evaluate", assessed, "digits"), message)
+    run("evaluate", assessed, "digits").assert_one_line(message)
 
 
 @pytest.mark.parametrize("option", ["beta", "time-budget", "width"])
@@ -860,7 +802,7 @@ def test_a_model_too_large_to_enumerate_gets_an_interval_or_no_trust(run):
     assert "log_likelihood" not in Path("run/metrics.jsonl").read_text()
 
 
-def test_a_run_of_ptt_is_measured_along_its_training(run, data):
+def test_a_run_of_ptt_is_measured_along_its_training(run, data, patterns):
     assert run(*TRAIN, "--method", "ptt", "--data", data, "--out", "run").code == 0
     record = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
     values = json.loads(run("evaluate", "run", "--json", *QUICK).out)
@@ -878,7 +820,7 @@ def test_a_run_of_ptt_is_measured_along_its_training(run, data):
 # ---- spins, samples, reports ---------------------------------------------------------------------
 
 
-def test_spins_are_trained_measured_and_sampled(run, data):
+def test_spins_are_trained_measured_and_sampled(run, data, patterns):
     options = ("--unit", "spin", "--data", data, "--out", "run", "--learning-rate", 0.02)
     assert run(*TRAIN, *options).code == 0
     model = load_model("run")
@@ -917,8 +859,8 @@ def test_samples_are_seeded_and_at_the_temperature_of_the_run(run, trained):
 
 
 def test_impossible_samples_are_refused(run, trained):
-    assert_one_line(run("sample", trained, "--n", 0), "at least one chain")
-    assert_one_line(run("sample", trained, "--steps", -1), "n_steps must not be negative")
+    run("sample", trained, "--n", 0).assert_one_line("at least one chain")
+    run("sample", trained, "--steps", -1).assert_one_line("n_steps must not be negative")
     assert not Path("samples.npy").exists()
 
 
@@ -982,7 +924,7 @@ def test_the_report_of_a_study_is_written_again(studied, run, no_training):
 )
 def test_a_study_is_only_continued_for_the_same(studied, run, data, no_training, changes):
     result = run(*STUDY, "--data", data, "--out", studied, *changes)
-    assert_one_line(result, "holds a study of other data or settings", "--out")
+    result.assert_one_line("holds a study of other data or settings", "--out")
 
 
 def test_an_unfinished_study_goes_on_where_it_stopped(run, data, studied, monkeypatch):
@@ -1024,7 +966,7 @@ def models_of(study: str) -> dict[Path, int]:
 def test_a_report_of_a_study_with_nothing_done_says_how_to_go_on(studied, run, tmp_path):
     (tmp_path / "study").mkdir()
     shutil.copy(studied / "study.json", tmp_path / "study")
-    assert_one_line(run("report", tmp_path / "study"), "has nothing to show yet; run it again")
+    run("report", tmp_path / "study").assert_one_line("has nothing to show yet; run it again")
 
 
 @pytest.mark.slow
@@ -1082,4 +1024,4 @@ def group_is_alive(group: int) -> bool:
 
 @pytest.mark.parametrize("jobs", [0, -1])
 def test_a_study_needs_a_process(run, jobs):
-    assert_one_line(run(*STUDY[:-1], jobs), f"--jobs must be at least 1, got {jobs}")
+    run(*STUDY[:-1], jobs).assert_one_line(f"--jobs must be at least 1, got {jobs}")
