@@ -587,7 +587,7 @@ def test_mistakes_are_told(what, options, message):
 
 
 def test_more_rows_than_fit_are_not_read_together(monkeypatch):
-    monkeypatch.setattr("freenergy.data.streaming._MOST_HELD_TOGETHER", 1000)
+    monkeypatch.setattr("freenergy.data.data_stream._MOST_HELD_TOGETHER", 1000)
     with pytest.raises(DataError, match=r"230 rows of ndarray together take .* GB"):
         stream(np.zeros((230, 6))).read(0, 230)
 
