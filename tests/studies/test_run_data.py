@@ -74,9 +74,9 @@ def test_of_more_rows_the_same_are_drawn_each_time(shards, monkeypatch):
     assert one.fingerprint == other.fingerprint
     assert set(pairs(one.x_train, one.y_train)) <= set(pairs(ROWS, CLASSES))
     assert np.bincount(one.y_train, minlength=3).min() > 15
-    monkeypatch.setattr(run_data, "_MOST_BYTES", 100 * 12 * 4)
+    monkeypatch.setattr(run_data, "MOST_BYTES", 100 * 12 * 4)
     assert open_dataset(shards, labels=labels_of(shards)).fingerprint == one.fingerprint
-    monkeypatch.setattr(run_data, "_MOST_HELD_OUT", 7)
+    monkeypatch.setattr(run_data, "MOST_HELD_OUT", 7)
     assert len(open_dataset(shards).x_test) == 7
     assert open_dataset(shards).y_train is None
 
@@ -158,7 +158,7 @@ def study(data, directory, log=None):
 def test_a_study_of_a_stream_says_what_was_drawn_and_goes_on_with_the_same(
     shards, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(run_data, "_MOST_BYTES", 150 * 12 * 4)
+    monkeypatch.setattr(run_data, "MOST_BYTES", 150 * 12 * 4)
     data, log, out = stream(shards, labels=CLASSES), io.StringIO(), tmp_path / "out"
     found = study(data, out, log)
     words = "120 rows to learn from, 30 held out (of 150 drawn at random from 300)"

@@ -25,6 +25,7 @@ from freenergy.cli.options import (
     command_line,
     new_folder,
     read_threshold,
+    tell_binarized,
     typed_options,
 )
 from freenergy.estimators.loading import load, saved_class
@@ -126,11 +127,7 @@ def start_estimator(context: typer.Context, model: Model) -> None:
         if group.rank == 0:
             run.create(config, or_open=distributed.is_launched())
             if found.is_binarized:
-                reporter.line(
-                    f"{found.name} has values other than 0 and 1: those above "
-                    f"{config.data['binarize']:g} became 1, others 0; --binarize none keeps grey "
-                    "values"
-                )
+                tell_binarized(found.name, config.data["binarize"], reporter)
         try:
             estimator = _fitted(run, config, found, reporter)
         except (ValueError, DivergenceError):

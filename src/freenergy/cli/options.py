@@ -12,6 +12,7 @@ import torch
 import typer
 
 from freenergy import data
+from freenergy.progress import Reporter
 
 __all__ = [
     "BinarizeOption",
@@ -23,6 +24,7 @@ __all__ = [
     "command_line",
     "new_folder",
     "read_threshold",
+    "tell_binarized",
     "typed_options",
 ]
 
@@ -55,6 +57,14 @@ def read_threshold(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise ValueError(f"--binarize takes a number or 'none', got {text!r}") from None
+
+
+def tell_binarized(name: str, threshold: float, reporter: Reporter) -> None:
+    """Say that values other than 0 and 1 were made such."""
+    reporter.line(
+        f"{name} has values other than 0 and 1: those above {threshold:g} became 1, others 0; "
+        "--binarize none keeps grey values"
+    )
 
 
 def absolute(name: str) -> str:

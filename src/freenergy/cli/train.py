@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -24,6 +25,7 @@ from freenergy.cli.options import (
     command_line,
     new_folder,
     read_threshold,
+    tell_binarized,
     typed_options,
 )
 from freenergy.cli.rbm_run import (
@@ -37,10 +39,13 @@ from freenergy.cli.rbm_run import (
 from freenergy.progress import Reporter
 from freenergy.studies.estimator_models import RBM_MODEL
 from freenergy.studies.estimator_run import is_estimator_run
-from freenergy.studies.run_data import open_data
+from freenergy.studies.run_data import RunData, open_data
 from freenergy.training import RunConfig, RunDirectory, TrainingOptions
 
 __all__ = ["train"]
+
+_Start: TypeAlias = tuple[RunDirectory, RunConfig, RunData, bool]
+"""A run, what it is to be, its rows, and whether its folder is still to be made."""
 
 
 def train(
@@ -160,72 +165,63 @@ def train(
         return
     elif settings:
         raise ValueError("--set has no meaning for --model rbm, which has options: drop it")
-    if resume is not None:
-        run = RunDirectory(resume)
-        config = run.config()
-        rows_of = data_of_run(config)
-        config = extended(run, config, epochs)
-    else:
-        options = TrainingOptions(
-            method=method,
-            n_epochs=10 if epochs is None else epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            learning_rate_decay=learning_rate_decay,
-            schedule=schedule,
-            optimizer=optimizer,
-            momentum=momentum,
-            l1=l1,
-            l2=l2,
-            n_steps=steps,
-            n_chains=chains,
-            mean_field_order=order,
-            damping=damping,
-            persistent=persistent,
-            centered=centered,
-            shuffle=shuffle,
-            updates_per_epoch=updates_per_epoch,
-            beta=beta,
-            weight_constraint=weight_constraint,
-            max_norm=max_norm,
-            precision=precision,
-        )
-        threshold = read_threshold(binarize)
-        rows_of = open_data(data_name, threshold, labels)
-        config = RunConfig(
-            {
-                "name": absolute(data_name),
-                "binarize": threshold,
-                "labels": lasting_labels(data_name, labels),
-                "fingerprint": rows_of.fingerprint,
-                "image_shape": rows_of.image_shape,
-            },
-            rows_of.width,
-            hidden,
-            options,
-            seed,
-            visible=unit,
-            hidden=unit,
-            dtype=checked_dtype(dtype),
-            device=checked_device(device),
-            command=command_line(),
-        )
-        run = RunDirectory(out or new_folder(f"train-{rows_of.name}"))
+    _train_rbm(*(_new_rbm(context) if resume is None else _resumed_rbm(resume, epochs)))
+
+
+def _new_rbm(context: typer.Context) -> _Start:
+    """A run that is not there yet, by the options of :func:`train`."""
+    values = context.params
+    same = {field.name for field in dataclasses.fields(TrainingOptions)} & values.keys()
+    options = TrainingOptions(
+        n_epochs=10 if values["epochs"] is None else values["epochs"],
+        n_steps=values["steps"],
+        n_chains=values["chains"],
+        mean_field_order=values["order"],
+        **{name: values[name] for name in same},
+    )
+    threshold = read_threshold(values["binarize"])
+    name, labels = values["data_name"], values["labels"]
+    rows = open_data(name, threshold, labels)
+    config = RunConfig(
+        {
+            "name": absolute(name),
+            "binarize": threshold,
+            "labels": lasting_labels(name, labels),
+            "fingerprint": rows.fingerprint,
+            "image_shape": rows.image_shape,
+        },
+        rows.width,
+        values["hidden"],
+        options,
+        values["seed"],
+        visible=values["unit"],
+        hidden=values["unit"],
+        dtype=checked_dtype(values["dtype"]),
+        device=checked_device(values["device"]),
+        command=command_line(),
+    )
+    return RunDirectory(values["out"] or new_folder(f"train-{rows.name}")), config, rows, True
+
+
+def _resumed_rbm(path: Path, epochs: int | None) -> _Start:
+    run = RunDirectory(path)
+    config = run.config()
+    rows = data_of_run(config)
+    return run, extended(run, config, epochs), rows, False
+
+
+def _train_rbm(run: RunDirectory, config: RunConfig, rows: RunData, is_new: bool) -> None:
     with distributed.session(config.device) as group:
-        trainer, rows = trainer_of(config, rows_of)
-        if resume is None and group.rank == 0:
+        trainer, trained_on = trainer_of(config, rows)
+        if is_new and group.rank == 0:
             # Only now: whatever is refused is refused before the folder is made.
             place = RunDirectory.create
             if distributed.is_launched():
                 place = RunDirectory.create_or_open
             run = place(run.path, config)
-            if rows_of.is_binarized:
-                Reporter().line(
-                    f"{rows_of.name} has values other than 0 and 1: those above "
-                    f"{config.data['binarize']:g} became 1, others 0; --binarize none keeps grey "
-                    "values"
-                )
-        train_run(run, config, trainer, rows)
+            if rows.is_binarized:
+                tell_binarized(rows.name, config.data["binarize"], Reporter())
+        train_run(run, config, trainer, trained_on)
     if group.rank == 0:
         print(f"run: {run.path}")
         print(f"report: {write_run_report(run)}")

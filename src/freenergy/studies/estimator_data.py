@@ -15,6 +15,7 @@ from freenergy import data
 from freenergy.data import DataError, Dataset, DataStream
 from freenergy.data.errors import blaming
 from freenergy.studies.estimator_models import Model, suggestion
+from freenergy.studies.hold_out import MOST_HELD_OUT, check_enough, divided, short_name
 from freenergy.studies.run_data import is_streamed
 
 __all__ = ["ModelData", "given_rows", "open_model_data"]
@@ -23,9 +24,6 @@ Rows: TypeAlias = Any
 """An array, a dataframe, or a stream."""
 
 _SHARE = 0.2
-_LEAST_ROWS = 10
-_MOST_HELD_OUT = 10_000
-_MOST_BYTES = 2**28
 _TABLES = (".csv", ".parquet")
 _TEST_SET = "the test set of the data"
 
@@ -122,11 +120,7 @@ def open_model_data(
             f"{model.name} learns to tell classes apart, and all labels of {name} are "
             f"{found.y.tolist()[0]!r}"
         )
-    if len(found.x) < _LEAST_ROWS:
-        raise DataError(
-            f"{found.name} has {len(found.x)} rows; at least {_LEAST_ROWS} are needed to hold "
-            "some out"
-        )
+    check_enough(len(found.x), found.name)
     return replace(_divided(model, found), dtype=dtype)
 
 
@@ -160,7 +154,7 @@ def given_rows(
     if is_streamed(name):
         stream = data.stream(name, labels=labels, binarize=binarize)
         _check_labels(model, stream, name)
-        return _stem(name), *_sampled(stream, _MOST_HELD_OUT)
+        return short_name(name), *_sampled(stream, MOST_HELD_OUT)
     found = _loaded(model, name, labels, binarize, dtype)
     x, y = found.x, found.y
     if found.x_test is not None and not (model.learns_labels and found.y_test is None):
@@ -209,20 +203,16 @@ def _streamed(
     if found.dtype != np.dtype(dtype) and dtype != "float32":
         raise DataError(f"{name} is streamed in the precision that it has: drop --dtype {dtype}")
     _check_labels(model, found, name)
-    n = found.n_rows or 0
-    if n < _LEAST_ROWS:
-        raise DataError(f"{name} has {n} rows; at least {_LEAST_ROWS} are needed to hold some out")
-    most = max(1, _MOST_BYTES // (found.width * found.dtype.itemsize))
-    kept, rest = found.split(min(max(2, round(_SHARE * n)), _MOST_HELD_OUT, most))
-    x, y = _sampled(rest, _MOST_HELD_OUT)
+    kept, rest = divided(found, name)
+    x, y = _sampled(rest, MOST_HELD_OUT)
     return ModelData(
-        _stem(name),
+        short_name(name),
         found.fingerprint,
         kept,
         None,
         x,
         y,
-        f"{len(x)} of {n} rows, from evenly spaced blocks",
+        f"{len(x)} of {found.n_rows} rows, from evenly spaced blocks",
         found.image_shape,
         dtype=str(found.dtype),
     )
@@ -230,7 +220,7 @@ def _streamed(
 
 def _sampled(stream: DataStream, n: int) -> tuple[Rows, np.ndarray | None]:
     """Some rows and, where there are any, their labels as they are stored."""
-    block = (stream.encoded(_plain) if stream.has_labels else stream).sample(n)
+    block = (stream.encoded(_flattened) if stream.has_labels else stream).sample(n)
     if stream.columns is None:
         return block.rows, block.labels
     import pandas as pd  # Columns have names in Parquet alone, which comes with it.
@@ -238,12 +228,8 @@ def _sampled(stream: DataStream, n: int) -> tuple[Rows, np.ndarray | None]:
     return pd.DataFrame(block.rows, columns=list(stream.columns)), block.labels
 
 
-def _plain(labels: np.ndarray) -> np.ndarray:
+def _flattened(labels: np.ndarray) -> np.ndarray:
     return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-
-
-def _stem(name: str) -> str:
-    return Path(name.partition(":")[0]).stem
 
 
 # ---- data in memory ------------------------------------------------------------------------------
@@ -312,7 +298,7 @@ def _read_labels(labels: str) -> np.ndarray:
 
 
 def _flat(y: np.ndarray | None) -> np.ndarray | None:
-    return y if y is None else _plain(y)
+    return y if y is None else _flattened(y)
 
 
 def _of_table(path: Path, labels: str, binarize: float | None, dtype: str) -> _Loaded:

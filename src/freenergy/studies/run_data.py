@@ -21,6 +21,7 @@ from freenergy.data import DataError, Dataset, DataStream, Drawn
 from freenergy.models import Unit
 from freenergy.progress import Reporter
 from freenergy.random import RandomStream
+from freenergy.studies.hold_out import FEWEST, MOST_BYTES, MOST_HELD_OUT, divided, short_name
 from freenergy.studies.results import split_held_out
 from freenergy.training import Rows, StreamedRows, as_rows
 
@@ -41,10 +42,7 @@ __all__ = [
 StudyData: TypeAlias = Dataset | DataStream | str | os.PathLike[str]
 """What a study is of: a data set, a stream, or the name of either."""
 
-_FEWEST = 10
-_MOST_HELD_OUT = 10_000
 _LOOKED_AT = 1000
-_MOST_BYTES = 2**28
 _STORES = (".h5", ".hdf5", ".zarr")
 
 
@@ -86,7 +84,7 @@ class RunData:
     def learned_from(self) -> np.ndarray:
         """The rows to learn from; of a stream a sample of evenly spaced blocks."""
         if isinstance(self.train, DataStream):
-            return self.train.sample(_MOST_HELD_OUT).rows
+            return self.train.sample(MOST_HELD_OUT).rows
         return self.train
 
 
@@ -137,14 +135,10 @@ def open_data(name: str, binarize: float | None, labels: str | None = None) -> R
             )
         return _loaded(data.load(name, binarize=binarize))
     found = data.stream(name, binarize=binarize, labels=labels).within(0.0, 1.0)
-    n = found.n_rows or 0
-    if n < _FEWEST:
-        raise DataError(f"{name} has {n} rows; at least {_FEWEST} are needed to hold some out")
-    most = max(1, _MOST_BYTES // (found.width * found.dtype.itemsize))
-    kept, rest = found.split(min(max(2, n // 5), _MOST_HELD_OUT, most))
-    held_out = rest.sample(_MOST_HELD_OUT).rows.astype(np.float32)
+    kept, rest = divided(found, name)
+    held_out = rest.sample(MOST_HELD_OUT).rows.astype(np.float32)
     shape, fingerprint = found.image_shape, found.fingerprint
-    return RunData(_short(name), fingerprint, kept, held_out, shape, _is_binarized(kept))
+    return RunData(short_name(name), fingerprint, kept, held_out, shape, _is_binarized(kept))
 
 
 def reopen_data(stored: dict[str, Any]) -> RunData:
@@ -212,7 +206,7 @@ def open_dataset(
     in_blocks = Path(name).suffix.lower() in (".npy", ".parquet")
     if is_streamed(name) or (asked and in_blocks):
         found = data.stream(name, binarize=binarize, labels=labels)
-        return _drawn(found, _short(name), labels, n_rows)
+        return _drawn(found, short_name(name), labels, n_rows)
     if asked:
         what = "labels" if labels is not None else "a number of rows"
         raise DataError(f"{what} cannot be chosen of {name}, which is loaded as a whole")
@@ -229,7 +223,7 @@ def data_of_study(
     if isinstance(what, Dataset):
         dataset = what
     elif isinstance(what, DataStream):
-        dataset = _drawn(what, _short(what.name))
+        dataset = _drawn(what, short_name(what.name))
     else:
         dataset, source = open_dataset(what, binarize), source or os.fspath(what)
     if dataset.drawn is not None and dataset.x_test is not None:
@@ -270,19 +264,19 @@ def _drawn(
     found: DataStream, name: str, labels: str | None = None, n_rows: int | None = None
 ) -> Dataset:
     """Rows drawn from a stream, in a random order, some of them held out."""
-    if n_rows is not None and n_rows < _FEWEST:
-        raise DataError(f"{n_rows} rows are too few to hold some out; take at least {_FEWEST}")
+    if n_rows is not None and n_rows < FEWEST:
+        raise DataError(f"{n_rows} rows are too few to hold some out; take at least {FEWEST}")
     found = found.within(0.0, 1.0)
     if found.has_labels:
         found = found.encoded(lambda y: y)  # So that a label that is missing is found.
-    most = max(_FEWEST, _MOST_BYTES // (found.width * np.dtype(np.float32).itemsize))
+    most = max(FEWEST, MOST_BYTES // (found.width * np.dtype(np.float32).itemsize))
     rows, labels_ = found.draw(most if n_rows is None else n_rows, RandomStream(0))
-    if len(rows) < _FEWEST:
-        raise DataError(f"{name} has {len(rows)} rows; at least {_FEWEST} are needed")
+    if len(rows) < FEWEST:
+        raise DataError(f"{name} has {len(rows)} rows; at least {FEWEST} are needed")
     order = RandomStream(1).permutation(len(rows)).numpy()
-    n_held_out = min(math.ceil(len(rows) / 5), _MOST_HELD_OUT)
+    n_held_out = min(math.ceil(len(rows) / 5), MOST_HELD_OUT)
     test, train = order[:n_held_out], order[n_held_out:]
-    y = None if labels_ is None else _plain(labels_)
+    y = None if labels_ is None else _typed(labels_)
     return Dataset(
         name,
         rows[train].astype(np.float32, copy=False),
@@ -295,16 +289,11 @@ def _drawn(
     )
 
 
-def _plain(labels: np.ndarray) -> np.ndarray:
+def _typed(labels: np.ndarray) -> np.ndarray:
     """Labels of a type that a data set has."""
     if labels.dtype.kind in "iu":
         return labels.astype(np.int64)
     return np.array(labels.tolist()) if labels.dtype == object else labels
-
-
-def _short(name: str) -> str:
-    """The name of a file without its place and ending, nor what is meant in it."""
-    return Path(name.partition(":")[0]).stem
 
 
 def _is_binarized(found: DataStream) -> bool:
