@@ -85,13 +85,14 @@ class GradientEstimator(ABC):
             self._offset_visible = model.visible.mean(options.beta * model.visible_bias)
             self._offset_hidden = model.hidden_mean(self._offset_visible, options.beta)
         self._rows: tuple[int, ...] = ()
+        self._buffers: tuple[Tensor, ...] = ()
         self._flat: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the buffers: they hold the last batch, and are made again when needed."""
         buffers = ("_visible", "_hidden", "_field", "_row_weight")
         state = {name: value for name, value in vars(self).items() if name not in buffers}
-        return state | {"_rows": (), "_flat": None}
+        return state | {"_rows": (), "_buffers": (), "_flat": None}
 
     @abstractmethod
     def compute(self, batch: Tensor | Part) -> None:
@@ -133,10 +134,13 @@ class GradientEstimator(ABC):
         if self._rows == (n_data, n_model, all_data, all_model):
             return
         self._rows = (n_data, n_model, all_data, all_model)
-        new = self.model.weight.new_empty
-        n = n_data + n_model
-        self._visible, self._hidden = new(n, self.model.n_visible), new(n, self.model.n_hidden)
-        self._field = new(n, self.model.n_hidden)
+        new, n = self.model.weight.new_empty, n_data + n_model
+        if not self._buffers or len(self._buffers[0]) < n:
+            widths = (self.model.n_visible, self.model.n_hidden, self.model.n_hidden)
+            self._buffers = tuple(new(n, width) for width in widths)
+        # Processes that divide a stream have other numbers of rows in every update.
+        self._visible, self._hidden, self._field = (buffer[:n] for buffer in self._buffers)
+        # Not so the weights: a recorded update reads those of its own rows.
         self._row_weight = new(n)
         self._row_weight[:n_data] = -self.options.beta / all_data
         self._row_weight[n_data:] = self.options.beta / all_model
