@@ -30,7 +30,14 @@ from freenergy.inference.exact import MAX_STATES, exact, is_enumerable
 from freenergy.inference.gibbs import gibbs
 from freenergy.inference.ladder import Ladder, annealing_ladder, independent_model
 from freenergy.inference.states import mean_field_states
-from freenergy.inference.tempering import Exchange, Tempering, adapt_ladder, estimate, temper
+from freenergy.inference.tempering import (
+    Exchange,
+    LadderEstimate,
+    Tempering,
+    adapt_ladder,
+    estimate,
+    temper,
+)
 from freenergy.models import RBM
 from freenergy.random import RandomStream
 
@@ -415,6 +422,12 @@ def _climb(request: _Request, ladder: Ladder, width: float) -> _Climb:
         "drift": found.drift,
         "r_hat": found.r_hat,
     }
+    reasons = _doubts(found, arrivals)
+    return _Climb(system, float(found.log_partition[-1]), error, reasons, diagnostics)
+
+
+def _doubts(found: LadderEstimate, arrivals: float) -> list[str]:
+    """Why an estimate by replica exchange may not be trusted."""
     reasons = []
     if float(found.overlap.min()) < MIN_OVERLAP:
         reasons.append("neighbours on the ladder hardly exchange: it has a gap")
@@ -430,7 +443,7 @@ def _climb(request: _Request, ladder: Ladder, width: float) -> _Climb:
         )
     if not found.drift < MAX_DRIFT:
         reasons.append("the estimate drifts: the chains did not reach equilibrium")
-    return _Climb(system, float(found.log_partition[-1]), error, reasons, diagnostics)
+    return reasons
 
 
 def _part(deadline: float, share: float) -> float:

@@ -389,24 +389,7 @@ def _draw_bars(chart: BarChart, palette: Palette) -> Drawing:
         }
     ]
     if chart.lower is not None or chart.upper is not None:
-        # Around the middle of the interval, which need not be centred on the value.
-        errors = {
-            "type": "data",
-            "array": _numbers((upper - lower) / 2),
-            "thickness": 1.5,
-            "width": 5,
-        }
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                **_oriented(upright, places, _numbers((upper + lower) / 2)),
-                "error_y" if upright else "error_x": errors,
-                "marker": {"size": 1, "opacity": 0},
-                "hoverinfo": "skip",
-                "meta": {"ink": True},
-            }
-        )
+        traces.append(_whiskers(upright, places, lower, upper))
     # The amounts stand beside the labels: bars of nearly equal length can still be told apart,
     # and no number covers an interval.
     ticks = {
@@ -431,6 +414,27 @@ def _draw_bars(chart: BarChart, palette: Palette) -> Drawing:
         f"{description} {bars}.",
         height=None if upright else 26 * len(places) + 80,
     )
+
+
+def _whiskers(
+    upright: bool, places: Sequence[int], lower: np.ndarray, upper: np.ndarray
+) -> dict[str, Any]:
+    """Intervals, drawn around their middle, which need not be the value."""
+    errors = {
+        "type": "data",
+        "array": _numbers((upper - lower) / 2),
+        "thickness": 1.5,
+        "width": 5,
+    }
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        **_oriented(upright, places, _numbers((upper + lower) / 2)),
+        "error_y" if upright else "error_x": errors,
+        "marker": {"size": 1, "opacity": 0},
+        "hoverinfo": "skip",
+        "meta": {"ink": True},
+    }
 
 
 def _oriented(upright: bool, places: Sequence[int], amounts: Sequence[object]) -> dict[str, Any]:
@@ -482,18 +486,7 @@ def _draw_histogram(chart: HistogramChart, palette: Palette) -> Drawing:
     for name, position in markers.items():
         style = palette[name].dashed()
         legend.append(LegendEntry(f"{name}: {number(position)}", (len(traces),), style))
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": _plain(name),
-                "x": _numbers([position, position]),
-                "y": _numbers([0.0, 1.05 * tallest]),
-                "line": {"width": 2.25, "dash": style.dash},
-                "hoverinfo": "skip",
-                "meta": {"series": style.colour},
-            }
-        )
+        traces.append(_upright_line(name, position, 1.05 * tallest, style))
     layout = _layout(
         _axis(chart.x_label) | _hover_title(chart.x_label),
         _axis("fraction of values") | {"rangemode": "tozero"},
@@ -505,6 +498,19 @@ def _draw_histogram(chart: HistogramChart, palette: Palette) -> Drawing:
         tuple(legend),
         tuple(_histogram_notes(chart)),
     )
+
+
+def _upright_line(name: str, position: float, height: float, style: Style) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": _plain(name),
+        "x": _numbers([position, position]),
+        "y": _numbers([0.0, height]),
+        "line": {"width": 2.25, "dash": style.dash},
+        "hoverinfo": "skip",
+        "meta": {"series": style.colour},
+    }
 
 
 def _histogram_notes(chart: HistogramChart) -> list[str]:

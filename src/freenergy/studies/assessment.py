@@ -11,6 +11,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -229,22 +230,9 @@ def assess(
         "time_budget": time_budget,
         "group": group,
     }
-    found: dict[str, LogPartition] = {}
     with warnings.catch_warnings(), reporter.task("assessing", 6, "parts") as advance:
         warnings.simplefilter("ignore", MeanFieldWarning)  # told by the numbers
-        if is_enumerable(model):
-            found["exact"] = log_partition(model, "exact", beta=beta)
-        found |= _mean_field(model, options | {"width": width})
-        advance(1, "mean field")
-        found["tempering"] = log_partition(model, "ptt", width=width, random=seed, **options)
-        if ladder is not None:
-            found["ptt"] = log_partition(
-                model, "ptt", width=width, ladder=ladder, random=seed, **options
-            )
-        advance(1, "replica exchange")
-        bar = log_partition(model, "bar", width=width, random=seed, **options)
-        found |= _ends(bar, width)
-        advance(1, "annealing")
+        found, works = _partitions(model, ladder, seed, options | {"width": width}, advance)
         certificate = certify(
             model,
             starts,
@@ -266,10 +254,6 @@ def assess(
         states = _landscape(model, starts, beta)
         advance(1, "temperature")
     estimates = [_estimate(name, model, z, train, held_out) for name, z in found.items()]
-    works = {
-        "up": (bar.diagnostics["base_log_partition"] - bar.diagnostics["forward_work"]).tolist(),
-        "down": (bar.diagnostics["base_log_partition"] - bar.diagnostics["backward_work"]).tolist(),
-    }
     assessment = Assessment(
         beta=beta,
         rows=len(held_out),
@@ -285,6 +269,33 @@ def assess(
         seconds=time.monotonic() - begin,
     )
     return group.agree(assessment)
+
+
+def _partitions(
+    model: RBM,
+    ladder: Ladder | None,
+    seed: int,
+    options: dict[str, Any],
+    advance: Callable[[float, str], None],
+) -> tuple[dict[str, LogPartition], dict[str, list[float]]]:
+    """The log-partition function by every method that can be used, and by each annealed chain."""
+    found: dict[str, LogPartition] = {}
+    if is_enumerable(model):
+        found["exact"] = log_partition(model, "exact", beta=options["beta"])
+    found |= _mean_field(model, options)
+    advance(1, "mean field")
+    found["tempering"] = log_partition(model, "ptt", random=seed, **options)
+    if ladder is not None:
+        found["ptt"] = log_partition(model, "ptt", ladder=ladder, random=seed, **options)
+    advance(1, "replica exchange")
+    bar = log_partition(model, "bar", random=seed, **options)
+    found |= _ends(bar, options["width"])
+    advance(1, "annealing")
+    works = {
+        "up": (bar.diagnostics["base_log_partition"] - bar.diagnostics["forward_work"]).tolist(),
+        "down": (bar.diagnostics["base_log_partition"] - bar.diagnostics["backward_work"]).tolist(),
+    }
+    return found, works
 
 
 def certify_run(
