@@ -212,7 +212,7 @@ def test_what_a_model_cannot_take_is_named(run, data):
         (("--model", "mlp-classifier", "--binarize", "x"), "--binarize takes a number or 'none'"),
         (("--model", "unrolled-classifier", "--set", "rbm__method=x"), "method must be one of"),
         (("--set", "dropout=0.1"), "--set has no meaning for --model rbm"),
-        (("--help-options",), "--model rbm takes the options of freenergy train --help"),
+        (("--help-options",), "--model rbm are listed by freenergy train --help"),
     ],
 )
 def test_what_is_refused_is_refused_in_one_line_and_leaves_no_folder(run, data, arguments, words):
@@ -313,6 +313,7 @@ def test_a_longer_run_goes_on_and_is_that_of_the_longer_command(run, data):
     assert EstimatorRun("run").config().n_passes == 6
     result = run("train", "--resume", "run", "--epochs", 3)
     result.assert_one_line("run has 6 epochs already, more than --epochs 3")
+    assert "nothing was added" in run("train", "--resume", "run").err
 
 
 def test_what_an_earlier_process_left_behind_does_not_stay(run, data, monkeypatch):

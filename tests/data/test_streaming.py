@@ -561,7 +561,7 @@ def test_items_that_fail_or_differ_are_told():
 @pytest.mark.parametrize(
     ("what", "options", "message"),
     [
-        ("nowhere.npy", {}, "no file or folder nowhere.npy"),
+        ("nowhere.npy", {}, "no file or folder nowhere.npy; give"),
         ("nowhere.h5:/x", {}, "no file nowhere.h5"),
         (np.eye(3), {"labels": [1, 2]}, "have shape .2,. for the 3 rows"),
         (np.eye(3), {"labels": "nowhere.npy"}, "no file or folder nowhere.npy with the labels"),
@@ -622,3 +622,9 @@ def test_the_shards_of_a_row_are_found():
     shards = Shards([ArraySource(np.full((n, 2), n), str(n)) for n in (3, 1, 4)])
     assert [shards.place(row)[0] for row in range(8)] == list("33314444")
     assert shards.place(7) == ("4", 3)
+
+
+def test_the_nearest_name_in_the_folder_is_asked_about(tmp_path):
+    (tmp_path / "shards").mkdir()
+    with pytest.raises(DataError, match=r"no file or folder .*; did you mean 'shards'\? give"):
+        stream(tmp_path / "shrads")

@@ -136,6 +136,33 @@ def test_words_are_no_numbers_to_predict(folder):
         open_model_data(REGRESSOR, str(folder / "x.npy"), labels=str(folder / "y.npy"))
 
 
+def test_numbers_are_no_classes(folder):
+    np.save(folder / "y.npy", np.linspace(0.25, 9.0, N))
+    with pytest.raises(DataError, match=r"a label of .* is 0.25: .*train --model mlp-regressor"):
+        open_model_data(CLASSIFIER, str(folder / "x.npy"), labels=str(folder / "y.npy"))
+
+
+@pytest.mark.parametrize("model", [CLASSIFIER, REGRESSOR])
+def test_a_label_that_is_missing_is_named_by_its_row_in_the_file(folder, model):
+    y = np.arange(N) % 3.0
+    y[17] = np.nan
+    np.save(folder / "y.npy", y)
+    with pytest.raises(DataError, match=r"x\.npy: y has missing values, 1 in all, .* row 17"):
+        open_model_data(model, str(folder / "x.npy"), labels=str(folder / "y.npy"))
+
+
+def test_a_number_that_is_missing_is_named_by_its_row_in_the_file(table):
+    pd = pytest.importorskip("pandas")
+    frame = pd.read_csv(table)
+    number = next(c for c in frame if c != "class" and frame[c].dtype.kind == "f")
+    frame.loc[23, number] = np.nan
+    frame.to_csv(table, index=False)
+    with pytest.raises(ValueError, match=f"NaN in column '{number}' .*first in row 23: .*impute"):
+        open_model_data(CLASSIFIER, str(table), labels="class", complete=True)
+    found = open_model_data(CLASSIFIER, str(table), labels="class")
+    assert found.x[number].isna().sum() + found.x_held_out[number].isna().sum() >= 1
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_precision_is_that_of_the_rows(folder, dtype):
     found = open_model_data(VAE, str(folder / "x.npy"), dtype=dtype)

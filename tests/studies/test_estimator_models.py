@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.base import BaseEstimator
 
 import freenergy as fe
-from freenergy.studies.estimator_models import MODELS, parsed, suggestion, written
+from freenergy.studies.estimator_models import MODELS, parsed, written
 
 # Words such as "inf" and "1e5" are numbers, "none" and "true" have a meaning.
 WORDS = st.from_regex(r"\A[b-hj-mo-su-z][a-z_]{0,8}\Z").filter(lambda word: word != "false")
@@ -110,8 +110,3 @@ def test_what_cannot_be_set_is_refused_with_advice(model, given, message):
 def test_one_size_is_a_sequence_of_sizes():
     assert MODELS["vae"].settings(["hidden_layer_sizes=64"]) == {"hidden_layer_sizes": (64,)}
     assert MODELS["vae"].settings(["hidden_layer_sizes="]) == {"hidden_layer_sizes": ()}
-
-
-def test_names_that_are_near_are_suggested():
-    assert suggestion("lr", ["learning_rate", "alpha"]) == ""
-    assert suggestion("learning_rte", ["learning_rate"]) == "did you mean 'learning_rate'? "

@@ -30,10 +30,11 @@ from freenergy.cli.options import (
 )
 from freenergy.estimators.loading import load, saved_class
 from freenergy.files import write_atomically
+from freenergy.names import did_you_mean
 from freenergy.progress import Reporter
 from freenergy.report import write
 from freenergy.studies.estimator_data import ModelData, given_rows, open_model_data
-from freenergy.studies.estimator_models import MODELS, RBM_MODEL, Model, suggestion
+from freenergy.studies.estimator_models import MODELS, RBM_MODEL, Model
 from freenergy.studies.estimator_page import estimator_page, pictures_of
 from freenergy.studies.estimator_run import (
     EstimatorConfig,
@@ -89,7 +90,7 @@ def model_named(name: str) -> Model | None:
         known = [RBM_MODEL, *MODELS]
         raise ValueError(
             f"--model takes {', '.join(known[:-1])} or {known[-1]}, got {name!r}; "
-            f"{suggestion(name, known)}".rstrip("; ")
+            f"{did_you_mean(name, known)}".rstrip("; ")
         )
     return MODELS[name]
 
@@ -143,8 +144,9 @@ def resume_estimator(path: Path, epochs: int | None) -> None:
     run = EstimatorRun(path)
     before = run.config()
     found, config = data_of(before), before
+    done = run.n_done()
     if epochs is not None and epochs != before.n_passes:
-        if epochs < (done := run.n_done()):
+        if epochs < done:
             raise RunError(f"{path} has {done} epochs already, more than --epochs {epochs}")
         if not run.is_extendable():
             raise RunError(
@@ -163,6 +165,8 @@ def resume_estimator(path: Path, epochs: int | None) -> None:
                 run.write_config(before)
             raise
     if group.rank == 0:
+        if run.n_done() == done:
+            reporter.line(f"The training ended after {done} epochs: nothing was added to it.")
         _conclude(run, config, found, estimator, reporter)
 
 
@@ -214,7 +218,14 @@ def _configured(
     if is_binarize_given:
         threshold = read_threshold(values["binarize"])
     name, labels, dtype = values["data_name"], values["labels"], checked_dtype(values["dtype"])
-    found = open_model_data(model, name, labels=labels, binarize=threshold, dtype=dtype)
+    found = open_model_data(
+        model,
+        name,
+        labels=labels,
+        binarize=threshold,
+        dtype=dtype,
+        complete=settings.get("missing") != "impute",
+    )
     about = {
         "name": absolute(name),
         "labels": lasting_labels(name, labels),

@@ -148,7 +148,10 @@ def train(
     chosen = model_named(model)
     if help_options:
         if chosen is None:
-            raise ValueError("--model rbm takes the options of freenergy train --help, not --set")
+            raise ValueError(
+                "--help-options is for other models, such as --model mlp-classifier; those of "
+                "--model rbm are listed by freenergy train --help"
+            )
         list_parameters(chosen)
         return
     if distributed.is_launched() and out is None and resume is None:

@@ -6,7 +6,6 @@ One function, :func:`load`, takes the name of a known set or the path of a file 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import math
@@ -25,6 +24,7 @@ from sklearn.datasets import fetch_openml, load_digits
 from sklearn.model_selection import train_test_split
 
 from freenergy.data.errors import DataError, blaming, reason_of
+from freenergy.names import did_you_mean
 
 __all__ = ["NAMES", "Dataset", "Drawn", "load"]
 
@@ -293,10 +293,7 @@ def _missing(name: str, path: Path) -> str:
         advice = f"give a {_ENDINGS_TEXT} file that exists, or one of {', '.join(NAMES)}"
     with suppress(OSError):
         names += [file.name for file in path.parent.iterdir() if file.suffix.lower() in _ENDINGS]
-    original = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(path.name.lower(), original, n=2)
-    guess = f"did you mean {' or '.join(repr(original[key]) for key in close)}? " if close else ""
-    return f"{what}; {guess}{advice}; {_STREAMED}"
+    return f"{what}; {did_you_mean(path.name, names)}{advice}; {_STREAMED}"
 
 
 def _read(path: Path) -> dict[str, Array]:

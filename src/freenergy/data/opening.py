@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from freenergy.data.errors import DataError
 from freenergy.data.items import IterableSource, is_iterable_data, is_torch_data, item_source
 from freenergy.data.sources import ArraySource, BinaryFile, Labelled, Shards, Source, npy_file
 from freenergy.data.stores import ParquetFile, hdf5_array, zarr_array
+from freenergy.names import did_you_mean
 
 __all__ = ["is_source", "open_source"]
 
@@ -120,7 +122,10 @@ def _inside(path: Path, labels: Any) -> str | None:
 def _open_files(path: Path, name: str, labels: Any) -> Source:
     files = _shards_of(path) if path.is_dir() else [path]
     if not path.exists():
-        raise DataError(f"no file or folder {name}; give a {_KINDS} path that exists")
+        near = ""
+        with suppress(OSError):
+            near = did_you_mean(path.name, [other.name for other in path.parent.iterdir()])
+        raise DataError(f"no file or folder {name}; {near}give a {_KINDS} path that exists")
     if path.is_file() and path.suffix.lower() not in (".npy", ".parquet"):
         whole = path.suffix.lower() in (".csv", ".npz")
         cure = f"give freenergy.data.load({name!r}).x_train, or " if whole else "give "

@@ -10,11 +10,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from sklearn.model_selection import train_test_split
+from sklearn.utils.multiclass import type_of_target
 
 from freenergy import data
 from freenergy.data import DataError, Dataset, DataStream
 from freenergy.data.errors import blaming
-from freenergy.studies.estimator_models import Model, suggestion
+from freenergy.estimators.validation import check_finite, check_targets
+from freenergy.names import did_you_mean
+from freenergy.studies.estimator_models import Model
 from freenergy.studies.hold_out import MOST_HELD_OUT, check_enough, divided, short_name
 from freenergy.studies.run_data import is_streamed
 
@@ -85,6 +88,7 @@ def open_model_data(
     labels: str | None = None,
     binarize: float | None = None,
     dtype: str = "float32",
+    complete: bool = False,
 ) -> ModelData:
     """What a model learns from, and what it is judged by.
 
@@ -99,6 +103,9 @@ def open_model_data(
     binarize : float, default=None
     dtype : {"float32", "float64"}, default="float32"
         Of the numbers, and of the model.
+    complete : bool, default=False
+        Refuse a table in which a number is missing, by its row in the file, of which the rows that
+        are learned from have no knowledge any more.
 
     Returns
     -------
@@ -115,6 +122,8 @@ def open_model_data(
         return _streamed(model, name, labels, binarize, dtype)
     found = _loaded(model, name, labels, binarize, dtype)
     _check_targets(model, name, found.y)
+    if complete:
+        _check_complete(found)
     if model.learns == "classes" and found.y is not None and len(set(found.y.flat)) == 1:
         raise DataError(
             f"{model.name} learns to tell classes apart, and all labels of {name} are "
@@ -181,11 +190,35 @@ def _check_targets(model: Model, name: str, y: np.ndarray | None) -> None:
     """Refuse what the model cannot learn, in the words of the command line."""
     if model.learns_labels and y is None:
         raise DataError(_without_labels(model, name))
-    if model.learns == "numbers" and y is not None and y.dtype.kind not in "biuf":
+    if y is None or not model.learns_labels:
+        return
+    try:
+        check_targets(y)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from None
+    if (
+        model.learns == "classes"
+        and y.dtype.kind == "f"
+        and type_of_target(y).startswith("continuous")
+    ):
+        raise DataError(
+            f"{model.name} tells classes apart, and a label of {name} is {y.flat[0]:.6g}: give "
+            "classes, or train --model mlp-regressor"
+        )
+    if model.learns == "numbers" and y.dtype.kind not in "biuf":
         raise DataError(
             f"{model.name} learns numbers, and a label of {name} is {str(y.flat[0])!r}: give a "
             "column of numbers, or train --model mlp-classifier"
         )
+
+
+def _check_complete(found: _Loaded) -> None:
+    """Refuse a table with a missing number; other data are checked as they are loaded."""
+    if not hasattr(found.x, "iloc"):
+        return
+    numbers = found.x.select_dtypes("number")
+    values = numbers.to_numpy()
+    check_finite(values, np.array(numbers.columns), hint="remove it, or --set missing=impute")
 
 
 def _check_labels(model: Model, stream: DataStream, name: str) -> None:
@@ -307,7 +340,7 @@ def _of_table(path: Path, labels: str, binarize: float | None, dtype: str) -> _L
     columns = [str(column) for column in frame.columns]
     if labels not in columns:
         raise DataError(
-            f"{path} has no column {labels!r}; {suggestion(labels, columns)}it has "
+            f"{path} has no column {labels!r}; {did_you_mean(labels, columns)}it has "
             f"{', '.join(columns[:8])}{', ...' if len(columns) > 8 else ''}"
         )
     import pandas as pd

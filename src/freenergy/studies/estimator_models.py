@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
@@ -19,8 +18,9 @@ from freenergy.estimators import (
     VariationalAutoencoder,
 )
 from freenergy.estimators.unrolled_rbm_classifier import PRETRAINING
+from freenergy.names import did_you_mean
 
-__all__ = ["MODELS", "RBM_MODEL", "Model", "parsed", "suggestion"]
+__all__ = ["MODELS", "RBM_MODEL", "Model", "parsed"]
 
 RBM_MODEL = "rbm"
 """The model that needs no estimator."""
@@ -134,7 +134,7 @@ class Model:
             return f"{name} has an option of its own: {own[name]}"
         return (
             f"{self.kind.__name__} has no parameter {name!r}; "
-            f"{suggestion(name, self.parameters)}--help-options lists them"
+            f"{did_you_mean(name, self.parameters)}--help-options lists them"
         )
 
     def _fitting(self, name: str, value: Any) -> Any:
@@ -228,18 +228,6 @@ def written(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(written, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """A question about the nearest of some names, or nothing where none is near.
-
-    Examples
-    --------
-    >>> suggestion("activaton", ["activation", "alpha"])
-    "did you mean 'activation'? "
-    """
-    near = difflib.get_close_matches(name, list(known), n=2)
-    return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
 def _texts(kind: type) -> dict[str, str]:
