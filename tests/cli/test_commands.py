@@ -159,6 +159,8 @@ def test_every_option_of_train_reaches_the_run(run, data):
         "--beta": 1.5,
         "--weight-constraint": "l2",
         "--max-norm": 0.8,
+        "--sparsity-target": 0.2,
+        "--sparsity-cost": 0.6,
         "--seed": 5,
         "--unit": "spin",
         "--dtype": "float64",
@@ -174,6 +176,7 @@ def test_every_option_of_train_reaches_the_run(run, data):
     assert (found.mean_field_order, found.damping, found.beta) == (1, 0.3, 1.5)
     assert (found.centered, found.persistent, found.shuffle) == (False, False, False)
     assert (found.weight_constraint, found.max_norm) == ("l2", 0.8)
+    assert (found.sparsity_target, found.sparsity_cost) == (0.2, 0.6)
     assert (config.n_hidden, config.seed, config.dtype) == (3, 5, "float64")
     assert (config.visible, config.hidden) == ("spin", "spin")
     assert (found.optimizer, found.updates_per_epoch) == ("rmsprop", 3)

@@ -500,6 +500,8 @@ IMPOSSIBLE = {
     "weight_constraint": ["l3", 2],
     "max_norm": [1.0],  # without a constraint
     "damping": [1.0, -0.1],
+    "sparsity_target": [0.0, 0.1],  # without a cost
+    "sparsity_cost": [-1.0, 0.1],  # without a target
     "device": ["tpu?", "nowhere:1"],
 }
 

@@ -145,6 +145,10 @@ EMF = [
     for persistent in (True, False)
     for centered in (True, False)
 ]
+EMF += [
+    {"sparsity_target": 0.1, "sparsity_cost": 2.0, "centered": centered}
+    for centered in (True, False)
+]
 
 
 @pytest.mark.parametrize("size", [2, 3])

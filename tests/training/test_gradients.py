@@ -218,6 +218,58 @@ def test_the_centred_mean_field_gradient_is_the_uncentred_one_transformed(rbm, d
         assert np.abs(value - found[False][name]).max() > 0.01
 
 
+def relative_entropy(target, activity):
+    return (
+        target * torch.log(target / activity)
+        + (1 - target) * torch.log((1 - target) / (1 - activity))
+    ).sum()
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("beta", [0.6, 1.7])
+@pytest.mark.parametrize("units", UNITS, ids="-".join)
+@pytest.mark.parametrize("method", METHODS)
+def test_sparsity_adds_the_derivative_of_its_penalty(rbm, data, method, units, beta, centered):
+    """Of c KL(p | q) by autograd, where the running activities are those of the batch."""
+    model = rbm(6, 4, visible=units[0], hidden=units[1])
+    batch, target, cost = data(9, unit=units[0]), 0.2, 3.0
+    low, high = model.hidden.support
+    found = []
+    for options in ({}, {"sparsity_target": target, "sparsity_cost": cost}):
+        estimate = estimator(model, method=method, beta=beta, centered=centered, **options)
+        with torch.no_grad():
+            estimate.state()["offset_hidden"].copy_(model.hidden_mean(batch, beta).mean(0))
+        estimate.compute(batch)
+        found.append(gradient(model))
+    mu, lam = (estimate.state()[f"offset_{layer}"].numpy() for layer in ("visible", "hidden"))
+    activity = (model.hidden_mean(batch, beta).mean(0) - low) / (high - low)
+    slopes = torch.autograd.grad(
+        cost * relative_entropy(target, activity), [model.weight, model.hidden_bias]
+    )
+    expected = {
+        "weight": slopes[0].numpy(),
+        "visible_bias": np.zeros(6),
+        "hidden_bias": slopes[1].numpy(),
+    }
+    if centered:
+        expected = centred(expected, mu, lam)
+    for name, value in expected.items():
+        assert_allclose(found[1][name] - found[0][name], value, atol=1e-12, err_msg=name)
+    assert np.abs(expected["weight"]).max() > 0.01
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+def test_sparsity_stays_finite_for_units_that_are_always_off_or_on(rbm, data, scale):
+    model = rbm(6, 4, scale=0.0)
+    with torch.no_grad():
+        model.hidden_bias.copy_(scale * torch.tensor([1.0, -1.0, 1.0, -1.0]))
+    estimate = estimator(model, sparsity_target=0.2, sparsity_cost=1.0)
+    with torch.no_grad():
+        estimate.state()["offset_hidden"].copy_(torch.tensor([0.0, 1.0, 1.0, 0.0]))
+    estimate.compute(data(9))
+    assert all(np.isfinite(value).all() for value in gradient(model).values())
+
+
 def test_offsets_start_at_the_means_of_the_model_without_couplings(rbm):
     model = rbm(6, 4, visible="spin", scale=0.0)
     offsets = estimator(model, beta=1.7).state()

@@ -183,6 +183,7 @@ VARIANTS = [
     {"method": "cd", "n_steps": 2, "weight_constraint": "l2", "max_norm": 0.5},
     {"method": "cd", "optimizer": "adamw", "l2": 0.1, "shuffle": False},
     {"method": "emf", "n_steps": 3, "schedule": "cosine"},
+    {"method": "emf", "centered": False, "sparsity_target": 0.2, "sparsity_cost": 0.5},
     {"method": "emf", "mean_field_order": 1, "persistent": False, "momentum": 0.5},
     {"method": "emf", "mean_field_order": 3, "optimizer": "rmsprop", "momentum": 0.5},
     {"method": "emf", "optimizer": "rmsprop", "schedule": "cosine", "l1": 1e-3},

@@ -46,6 +46,10 @@ IMPOSSIBLE = [
     ("mean_field_order", True),
     ("damping", 1.0),
     ("damping", -0.5),
+    ("sparsity_target", 0.0),
+    ("sparsity_target", 1.0),
+    ("sparsity_target", math.nan),
+    ("sparsity_cost", -1.0),
     ("beta", 0.0),
     ("beta", -1.0),
     ("beta", math.inf),
@@ -74,6 +78,14 @@ def test_a_constraint_and_its_norm_belong_together():
     with pytest.raises(ValueError, match="max_norm has no effect without weight_constraint"):
         TrainingOptions(max_norm=1.0)
     assert TrainingOptions(weight_constraint="frobenius", max_norm=2).max_norm == 2
+
+
+def test_an_activity_and_the_weight_of_its_penalty_belong_together():
+    with pytest.raises(ValueError, match="sparsity_target has no effect without sparsity_cost"):
+        TrainingOptions(sparsity_target=0.1)
+    with pytest.raises(ValueError, match="sparsity_cost needs sparsity_target"):
+        TrainingOptions(sparsity_cost=1.0)
+    assert TrainingOptions(sparsity_target=0.1, sparsity_cost=1).sparsity_cost == 1
 
 
 def test_numbers_of_numpy_are_numbers():

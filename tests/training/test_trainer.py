@@ -38,6 +38,7 @@ VARIANTS = [
     {"method": "emf", "optimizer": "rmsprop", "momentum": 0.5},
     {"method": "cd", "optimizer": "adamw", "l2": 0.1},
     {"method": "emf", "persistent": False, "centered": False, "l1": 1e-3},
+    {"method": "pcd", "centered": False, "sparsity_target": 0.1, "sparsity_cost": 1.0},
 ]
 
 
@@ -225,6 +226,24 @@ def test_training_raises_the_likelihood(start, data, rbm, options, centered, uni
     before = log_likelihood(trainer.model, x, beta)
     trainer.fit(rows_of(x))
     assert log_likelihood(trainer.model, x, beta) > before + 1.0
+
+
+@pytest.mark.parametrize("unit", ["bernoulli", "spin"])
+@pytest.mark.parametrize("method", METHODS)
+def test_sparsity_holds_the_activities_near_their_target(start, data, method, unit):
+    x, found = data(200, unit=unit), {}
+    for cost in (0.0, 5.0):
+        target = 0.2 if cost else None
+        options = {"sparsity_target": target, "sparsity_cost": cost}
+        trainer = start(x, unit=unit, method=method, n_epochs=60, learning_rate=0.05, **options)
+        trainer.fit(rows_of(x))
+        model = trainer.model
+        low, high = model.hidden.support
+        activity = (model.hidden_mean(x).detach().mean(0).numpy() - low) / (high - low)
+        found[cost] = np.abs(activity - 0.2).max()
+    # Units of ±1 push harder against the penalty.
+    assert found[5.0] < (0.01 if unit == "bernoulli" else 0.2)
+    assert found[0.0] > 3 * found[5.0]
 
 
 @pytest.mark.parametrize("method", ["cd", "pcd"])

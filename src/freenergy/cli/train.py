@@ -131,6 +131,13 @@ def train(
         str | None, typer.Option(help="l1, l2 or frobenius; needs --max-norm.")
     ] = None,
     max_norm: Annotated[float | None, typer.Option(help="Norm that the constraint holds.")] = None,
+    sparsity_target: Annotated[
+        float | None,
+        typer.Option(help="Share of rows for which hidden units are drawn to be on."),
+    ] = None,
+    sparsity_cost: Annotated[
+        float, typer.Option(help="Weight of the penalty that draws them.")
+    ] = TRAINING.sparsity_cost,
     seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     precision: Annotated[

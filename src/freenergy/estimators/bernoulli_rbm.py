@@ -98,6 +98,13 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         weights is an inverse temperature.
     max_norm : float or None, default=None
         Required by ``weight_constraint``.
+    sparsity_target : float or None, default=None
+        Share of the rows, in (0, 1), for which each hidden unit is drawn to be on. Features that
+        are seldom on serve a classifier better, and with ``method="emf"`` their couplings stay
+        where mean field holds; 0.15 is a good start.
+    sparsity_cost : float, default=0.0
+        Weight of the penalty that draws them, :math:`\mathrm{KL}(p \| q_j)` of each unit, beside
+        the negative log-likelihood of a row; 0.5 is a good start.
     damping : float, default=0.5
         Of the mean-field sweeps.
     persistent : bool, default=True
@@ -200,6 +207,8 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         l2: float = 0.0,
         weight_constraint: str | None = None,
         max_norm: float | None = None,
+        sparsity_target: float | None = None,
+        sparsity_cost: float = 0.0,
         damping: float = 0.5,
         persistent: bool = True,
         shuffle: bool = True,
@@ -232,6 +241,8 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         self.l2 = l2
         self.weight_constraint = weight_constraint
         self.max_norm = max_norm
+        self.sparsity_target = sparsity_target
+        self.sparsity_cost = sparsity_cost
         self.damping = damping
         self.persistent = persistent
         self.shuffle = shuffle

@@ -17,6 +17,11 @@ Both phases are rows of one pair of matrices, :math:`V = [v_\text{data}; v_\text
 :math:`H`, with weights :math:`w = \mp\beta/n` on the rows: one product gives both hidden fields and
 one, :math:`V^\top \operatorname{diag}(w) H`, the whole gradient.
 
+A penalty on the units' activities *q* adds to the fields of the data's rows, in the same products,
+:math:`c\, \frac{q - p}{q (1 - q)} \frac{\partial q}{\partial x}`, the cost's weight *c* times the
+derivative of :math:`\mathrm{KL}(p \| q)`. For *q* the running means of the hidden units are taken,
+as a batch is too small to tell an activity of some percent.
+
 Where several processes train one model, each has some rows of both phases. The weights are those of
 the whole batch and of all chains, so that the processes' gradients add up. The centred gradient is
 no sum over rows where the offsets move with the batch; but taken with the offsets of the update
@@ -50,6 +55,8 @@ __all__ = [
 ]
 
 _OFFSET_RATE = 0.01
+# Of q (1 - q): a unit that was never on while its mean was taken is not thrown far when it is.
+_LEAST_SPREAD = 1e-3
 
 
 class GradientEstimator(ABC):
@@ -170,11 +177,12 @@ class GradientEstimator(ABC):
     def _write_gradient(self) -> None:
         """The gradient from the stacked phases; the hidden buffer is used up."""
         n_data, _, all_data, _ = self._rows
+        pull = self._sparsity_pull(self._hidden[:n_data], all_data)
         if self.group.size > 1:
             *_, visible_mean, hidden_mean = self._shared_gradients()[1]
             torch.sum(self._visible[:n_data], 0, out=visible_mean).div_(all_data)
             torch.sum(self._hidden[:n_data], 0, out=hidden_mean).div_(all_data)
-        elif self.options.centered:
+        elif self._moves_offsets:
             self._offset_visible.lerp_(self._visible[:n_data].mean(0), _OFFSET_RATE)
             self._offset_hidden.lerp_(self._hidden[:n_data].mean(0), _OFFSET_RATE)
         weight_grad, visible_grad, hidden_grad = self._gradients()
@@ -183,20 +191,38 @@ class GradientEstimator(ABC):
         torch.mv(self._visible.T, self._row_weight, out=visible_grad)
         # The weights of all rows sum to zero, so the offset drops out of this sum.
         self._hidden.mul_(self._row_weight[:, None])
+        if pull is not None:
+            self._hidden[:n_data].add_(pull)
         torch.sum(self._hidden, 0, out=hidden_grad)
         torch.mm(self._visible.T, self._hidden, out=weight_grad)
         if self.options.centered:
             weight_grad.addr_(self._offset_visible, hidden_grad, alpha=-1)
+
+    @property
+    def _moves_offsets(self) -> bool:
+        return self.options.centered or self.options.sparsity_target is not None
+
+    def _sparsity_pull(self, hidden: Tensor, all_data: int) -> Tensor | None:
+        """What the penalty on activities adds to the gradient in the fields of the data's rows."""
+        target = self.options.sparsity_target
+        if target is None:
+            return None
+        low, high = min(self.model.hidden.support), max(self.model.hidden.support)
+        activity = (self._offset_hidden - low) / (high - low)
+        slope = (activity - target) / (activity * (1 - activity)).clamp_min(_LEAST_SPREAD)
+        slope *= self.options.sparsity_cost * self.options.beta / (all_data * (high - low))
+        return self.model.hidden.cumulant2(hidden).mul_(slope)
 
     def _add_up(self) -> None:
         """The sum of the processes' gradients, centred at the offsets that all data move."""
         flat, parts = self._shared_gradients()
         weight_grad, visible_grad, hidden_grad, visible_mean, hidden_mean = parts
         self.group.sum_(flat)
-        if self.options.centered:
-            before = self._offset_visible.clone(), self._offset_hidden.clone()
+        before = self._offset_visible.clone(), self._offset_hidden.clone()
+        if self._moves_offsets:
             self._offset_visible.lerp_(visible_mean, _OFFSET_RATE)
             self._offset_hidden.lerp_(hidden_mean, _OFFSET_RATE)
+        if self.options.centered:
             weight_grad.addr_(self._offset_visible - before[0], hidden_grad, alpha=-1)
             weight_grad.addr_(visible_grad, self._offset_hidden - before[1], alpha=-1)
 

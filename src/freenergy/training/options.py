@@ -177,6 +177,14 @@ class TrainingOptions(LoopOptions):
         Whether mean-field states go on from update to update, or start at each batch.
     centered : bool, default=True
         Subtract running means of the units in the gradient, which makes it invariant to flips.
+    sparsity_target : float or None, default=None
+        Activity *p* in (0, 1) that each hidden unit is drawn to: the mean of its states over the
+        data, as a share of their range. It makes features sparse, and keeps the couplings of units
+        that are seldom on where mean field holds.
+    sparsity_cost : float, default=0.0
+        Weight of the penalty on the activities *q*,
+        :math:`\sum_j p \ln\frac{p}{q_j} + (1 - p) \ln\frac{1 - p}{1 - q_j}`, which is added to the
+        negative log-likelihood of a row.
     precision : {"float32", "tf32", "bf16"}, default="float32"
         Of the factors of the matrix products in an update of a single-precision model:
         ``"float32"`` leaves torch's setting alone, ``"tf32"`` lets a GPU round them to 10 bits of
@@ -187,6 +195,11 @@ class TrainingOptions(LoopOptions):
     ------
     ValueError
         When an option is impossible; the message names it.
+
+    References
+    ----------
+    Sparsity: Lee, Ekanadham, Ng, *Sparse deep belief net model for visual area V2*, NIPS 2007;
+    Hinton, *A practical guide to training restricted Boltzmann machines*, 2010, section 11.
 
     Examples
     --------
@@ -201,6 +214,8 @@ class TrainingOptions(LoopOptions):
     damping: float = 0.5
     persistent: bool = True
     centered: bool = True
+    sparsity_target: float | None = None
+    sparsity_cost: float = 0.0
     precision: str = "float32"
 
     def __post_init__(self) -> None:
@@ -213,6 +228,14 @@ class TrainingOptions(LoopOptions):
         if self.n_chains is not None:
             check_whole("n_chains", self.n_chains, 1)
         check_share("damping", self.damping)
+        check_not_negative("sparsity_cost", self.sparsity_cost)
+        if self.sparsity_target is None:
+            if self.sparsity_cost:
+                raise ValueError("sparsity_cost needs sparsity_target, the activity to hold")
+        elif not 0 < _finite("sparsity_target", self.sparsity_target) < 1:
+            raise ValueError(f"sparsity_target must lie in (0, 1), got {self.sparsity_target}")
+        elif not self.sparsity_cost:
+            raise ValueError("sparsity_target has no effect without sparsity_cost; set both")
 
     @property
     def chains(self) -> int:

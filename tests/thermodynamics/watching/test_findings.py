@@ -193,6 +193,8 @@ def test_gradients_that_nobody_clears_are_named_at_any_rate(net, rows, optimizer
     run = passes(module, rows, OPTIMISERS[optimizer](module), 12, clear="never", clip=clip)
     assert kinds(run)[0] == ("gradient never cleared", "0")
     assert "zero_grad" in run.findings[0].suggestion
+    # It is of the loop, and of no layer.
+    assert str(run).startswith("Gradient never cleared.")
 
 
 def test_gathered_gradients_that_nobody_clears_are_named(net, rows):
@@ -458,7 +460,7 @@ def test_findings_are_frozen_and_readable(net, train):
     nn.init.constant_(module[4].bias, -100.0)
     (finding,) = train(module).findings
     assert finding.kind in KINDS
-    assert str(finding).startswith("dead units in layer 4: At the start 100 %")
+    assert str(finding).startswith("Dead units in layer 4: At the start 100 %")
     with pytest.raises(dataclasses.FrozenInstanceError):
         finding.layer = "5"
 

@@ -107,6 +107,7 @@ KINDS = (
 )
 """Kinds of findings in the order of their rank, causes ahead of what follows from them."""
 
+_OF_ALL_LAYERS = ("gradient never cleared", "summed loss")
 _OVER_DEPTH = ("vanishing signal", "vanishing gradient", "exploding signal", "exploding gradient")
 _MANY = 3
 _END_LAYERS = 3
@@ -119,7 +120,7 @@ class Finding:
     Attributes
     ----------
     layer : str
-        Where it goes wrong first.
+        Where it goes wrong first, or is seen, where it concerns all layers.
     kind : str
         One of :data:`KINDS`.
     severity : {"fault", "warning"}
@@ -136,7 +137,13 @@ class Finding:
     suggestion: str
 
     def __str__(self) -> str:
-        return f"{self.kind} in layer {self.layer}: {self.evidence} {self.suggestion}"
+        return f"{self.title()}: {self.evidence} {self.suggestion}"
+
+    def title(self, quote: str = "") -> str:
+        """What is wrong, and in which layer, unless it concerns them all."""
+        if self.kind in _OF_ALL_LAYERS:
+            return self.kind.capitalize()
+        return f"{self.kind.capitalize()} in layer {quote}{self.layer}{quote}"
 
 
 @dataclass(frozen=True, eq=False)

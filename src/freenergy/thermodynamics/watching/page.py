@@ -135,15 +135,14 @@ def _verdict(history: History, findings: Sequence[Finding], cost: Cost) -> Verdi
         return Verdict("supported", f"Yes. {words}")
     first = findings[0]
     status = "contradicted" if first.severity == "fault" else "undecided"
-    head = f"{first.kind.capitalize()} in layer `{first.layer}`."
-    words = words.replace(f"{first.kind.capitalize()} in layer {first.layer}.", f"**{head}**")
+    words = words.replace(f"{first.title()}.", f"**{first.title('`')}.**")
     return Verdict(status, f"{words} {first.suggestion}")  # type: ignore[arg-type]
 
 
 def _findings_section(findings: Sequence[Finding], cost: Cost) -> Section:
     paragraphs = []
     for rank, finding in enumerate(findings, 1):
-        title = f"{rank}. {finding.kind.capitalize()} in layer `{finding.layer}`"
+        title = f"{rank}. {finding.title('`')}"
         paragraphs.append(
             f"**{title}** ({finding.severity}). {finding.evidence} **→** {finding.suggestion}"
         )

@@ -76,7 +76,7 @@ def headline(history: History, findings: Sequence[Finding], cost: Cost) -> str:
             )
         return words + "."
     first, more = findings[0], len(findings) - 1
-    words = f"{first.kind.capitalize()} in layer {first.layer}."
+    words = f"{first.title()}."
     if more:
         words += f" {more} more finding{'s' if more > 1 else ''} below."
     return words
@@ -101,7 +101,7 @@ def as_text(history: History, findings: Sequence[Finding], cost: Cost, diffusion
     """A short text for a terminal."""
     parts = [headline(history, findings, cost)]
     for rank, finding in enumerate(findings, 1):
-        parts.append(f"{rank}. [{finding.severity}] {finding.kind} in layer {finding.layer}")
+        parts.append(f"{rank}. [{finding.severity}] {finding.title()}")
         parts.append(_wrapped(finding.evidence))
         parts.append(_wrapped("→ " + finding.suggestion))
     if history.records:
