@@ -19,7 +19,7 @@ from sklearn.frozen import FrozenEstimator
 
 import freenergy as fe
 from freenergy.distributed import launch
-from freenergy.training import CheckpointError, StopTraining, load_checkpoint
+from freenergy.training import CheckpointError, StopTraining, load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -274,6 +274,33 @@ def test_other_parameters_are_named(name, other, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         made(name, checkpoint_dir=tmp_path, **other).fit(DIGITS, NUMBERS)
     assert (tmp_path / "fit.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["rbm", "unrolled"])
+def test_parameters_that_an_earlier_version_did_not_have_are_at_their_defaults(name, tmp_path):
+    made(name, checkpoint_dir=tmp_path).fit(DIGITS, NUMBERS)
+    path = tmp_path / "fit.safetensors"
+    tensors, values = load_checkpoint(path)
+    machine = values["fit"]["parameters"]
+    if name == "unrolled":
+        machine = machine["rbm"][1]
+    assert machine.pop("sparsity_cost") == 0.0
+    assert machine.pop("sparsity_target") is None
+    save_checkpoint(path, tensors, values)
+    made(name, checkpoint_dir=tmp_path).fit(DIGITS, NUMBERS)
+    sparse = {"sparsity_cost": 1.0, "sparsity_target": 0.1}
+    if name == "unrolled":
+        sparse = {f"rbm__{option}": value for option, value in sparse.items()}
+    with pytest.raises(CheckpointError, match="holds another fit"):
+        made(name, checkpoint_dir=tmp_path, **sparse).fit(DIGITS, NUMBERS)
+
+
+def test_a_stream_of_other_rows_of_the_same_data_is_told_apart(tmp_path):
+    rows = fe.data.stream(DIGITS, buffer_bytes=2**14)
+    one, other = (rows.split(n)[0] for n in (20, 21))
+    made("rbm", checkpoint_dir=tmp_path).fit(one)
+    with pytest.raises(CheckpointError, match="the data"):
+        made("rbm", checkpoint_dir=tmp_path).fit(other)
 
 
 def test_other_data_are_noticed(tmp_path):

@@ -137,7 +137,9 @@ def test_words_are_no_numbers_to_predict(folder):
 
 
 def test_numbers_are_no_classes(folder):
-    np.save(folder / "y.npy", np.linspace(0.25, 9.0, N))
+    y = np.arange(N) % 3.0
+    y[7] = 0.25
+    np.save(folder / "y.npy", y)
     with pytest.raises(DataError, match=r"a label of .* is 0.25: .*train --model mlp-regressor"):
         open_model_data(CLASSIFIER, str(folder / "x.npy"), labels=str(folder / "y.npy"))
 
@@ -157,10 +159,15 @@ def test_a_number_that_is_missing_is_named_by_its_row_in_the_file(table):
     number = next(c for c in frame if c != "class" and frame[c].dtype.kind == "f")
     frame.loc[23, number] = np.nan
     frame.to_csv(table, index=False)
-    with pytest.raises(ValueError, match=f"NaN in column '{number}' .*first in row 23: .*impute"):
-        open_model_data(CLASSIFIER, str(table), labels="class", complete=True)
-    found = open_model_data(CLASSIFIER, str(table), labels="class")
-    assert found.x[number].isna().sum() + found.x_held_out[number].isna().sum() >= 1
+    found = f"NaN in column '{number}' .index 0., first in row 23: remove the row"
+    with pytest.raises(ValueError, match=f"{found}, or --set missing=impute$"):
+        open_model_data(CLASSIFIER, str(table), labels="class", settings={})
+    with pytest.raises(ValueError, match=f"{found}$"):
+        open_model_data(VAE, str(table), labels="class", settings={})
+    # A category that is missing is one of its own, and numbers can be imputed.
+    for settings in ({"missing": "impute"}, {"categorical_features": [0]}):
+        found = open_model_data(CLASSIFIER, str(table), labels="class", settings=settings)
+        assert found.x[number].isna().sum() + found.x_held_out[number].isna().sum() == 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

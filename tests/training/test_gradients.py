@@ -10,6 +10,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from freenergy.inference import exact, mean_field, mean_field_gradient
+from freenergy.models.units import Binomial
 from freenergy.random import RandomStream
 from freenergy.training import TrainingOptions, as_rows, gradient_estimator
 
@@ -227,13 +228,13 @@ def relative_entropy(target, activity):
 
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("beta", [0.6, 1.7])
-@pytest.mark.parametrize("units", UNITS, ids="-".join)
+@pytest.mark.parametrize("units", [*UNITS, ("bernoulli", Binomial(3))], ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_sparsity_adds_the_derivative_of_its_penalty(rbm, data, method, units, beta, centered):
     """Of c KL(p | q) by autograd, where the running activities are those of the batch."""
     model = rbm(6, 4, visible=units[0], hidden=units[1])
     batch, target, cost = data(9, unit=units[0]), 0.2, 3.0
-    low, high = model.hidden.support
+    low, high = min(model.hidden.support), max(model.hidden.support)
     found = []
     for options in ({}, {"sparsity_target": target, "sparsity_cost": cost}):
         estimate = estimator(model, method=method, beta=beta, centered=centered, **options)
@@ -268,6 +269,18 @@ def test_sparsity_stays_finite_for_units_that_are_always_off_or_on(rbm, data, sc
         estimate.state()["offset_hidden"].copy_(torch.tensor([0.0, 1.0, 1.0, 0.0]))
     estimate.compute(data(9))
     assert all(np.isfinite(value).all() for value in gradient(model).values())
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_activities_that_sparsity_sees_are_running_means(rbm, data, method, centered):
+    model, batch = rbm(6, 4), data(9)
+    options = {"sparsity_target": 0.2, "sparsity_cost": 1.0, "centered": centered}
+    estimate = estimator(model, method=method, **options)
+    before = estimate.state()["offset_hidden"].clone()
+    estimate.compute(batch)
+    now = model.hidden_mean(batch).detach().mean(0)
+    assert_allclose(estimate.state()["offset_hidden"], 0.99 * before + 0.01 * now, atol=1e-14)
 
 
 def test_offsets_start_at_the_means_of_the_model_without_couplings(rbm):

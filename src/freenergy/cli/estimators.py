@@ -224,7 +224,7 @@ def _configured(
         labels=labels,
         binarize=threshold,
         dtype=dtype,
-        complete=settings.get("missing") != "impute",
+        settings=settings,
     )
     about = {
         "name": absolute(name),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import typer
 
@@ -44,8 +45,15 @@ from freenergy.training import RunConfig, RunDirectory, TrainingOptions
 
 __all__ = ["train"]
 
-_Start: TypeAlias = tuple[RunDirectory, RunConfig, RunData, bool]
-"""A run, what it is to be, its rows, and whether its folder is still to be made."""
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Where a training starts."""
+
+    run: RunDirectory
+    config: RunConfig
+    rows: RunData
+    is_new: bool
 
 
 def train(
@@ -175,7 +183,7 @@ def train(
         return
     elif settings:
         raise ValueError("--set has no meaning for --model rbm, which has options: drop it")
-    _train_rbm(*(_new_rbm(context) if resume is None else _resumed_rbm(resume, epochs)))
+    _train_rbm(_new_rbm(context) if resume is None else _resumed_rbm(resume, epochs))
 
 
 def _new_rbm(context: typer.Context) -> _Start:
@@ -210,20 +218,22 @@ def _new_rbm(context: typer.Context) -> _Start:
         device=checked_device(values["device"]),
         command=command_line(),
     )
-    return RunDirectory(values["out"] or new_folder(f"train-{rows.name}")), config, rows, True
+    run = RunDirectory(values["out"] or new_folder(f"train-{rows.name}"))
+    return _Start(run, config, rows, is_new=True)
 
 
 def _resumed_rbm(path: Path, epochs: int | None) -> _Start:
     run = RunDirectory(path)
     config = run.config()
     rows = data_of_run(config)
-    return run, extended(run, config, epochs), rows, False
+    return _Start(run, extended(run, config, epochs), rows, is_new=False)
 
 
-def _train_rbm(run: RunDirectory, config: RunConfig, rows: RunData, is_new: bool) -> None:
+def _train_rbm(start: _Start) -> None:
+    run, config, rows = start.run, start.config, start.rows
     with distributed.session(config.device) as group:
         trainer, trained_on = trainer_of(config, rows)
-        if is_new and group.rank == 0:
+        if start.is_new and group.rank == 0:
             # Only now: whatever is refused is refused before the folder is made.
             place = RunDirectory.create
             if distributed.is_launched():

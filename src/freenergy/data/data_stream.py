@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from freenergy.data.checks import RowCheck, check_labels
 from freenergy.data.errors import DataError
 from freenergy.data.items import IterableSource
-from freenergy.data.ranges import Ranges, divided, drawn, few_of, within
+from freenergy.data.ranges import SPREAD, Ranges, divided, drawn, few_of, within
 from freenergy.data.reading import in_batches, mixed, read_ahead, taken
 from freenergy.data.shares import NOT_HELD, Held, Portion, own_part
 from freenergy.data.sources import (
@@ -47,7 +47,6 @@ Encoder: TypeAlias = Callable[[Array], Array]
 """Takes labels as they are stored, returns numbers, one or several for each row."""
 
 _MOST_HELD_TOGETHER = 2**30
-_PLACES = 16
 _SAMPLED = 64
 # Reading one row by itself costs about as much as so many in a block.
 _SPARSE = 32
@@ -502,7 +501,7 @@ class DataStream:
             self.source.restart()
             yield from [] if first is None else [first]
             return
-        for start in np.linspace(0, max(0, len(self.source) - _SAMPLED), _PLACES).astype(int):
+        for start in np.linspace(0, max(0, len(self.source) - _SAMPLED), SPREAD).astype(int):
             yield self.source.read(int(start), min(int(start) + _SAMPLED, len(self.source)))
 
     def _check_size(self, n_rows: int) -> None:

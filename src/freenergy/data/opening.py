@@ -22,6 +22,7 @@ from freenergy.names import did_you_mean
 __all__ = ["is_source", "open_source"]
 
 _STORE = re.compile(r"(?P<path>.+\.(?P<kind>h5|hdf5|zarr))/?(:(?P<inside>.*))?", re.IGNORECASE)
+_FILES = (".npy", ".parquet")
 _KINDS = ".npy, .parquet, .h5, .hdf5 or .zarr"
 
 
@@ -124,9 +125,10 @@ def _open_files(path: Path, name: str, labels: Any) -> Source:
     if not path.exists():
         near = ""
         with suppress(OSError):
-            near = did_you_mean(path.name, [other.name for other in path.parent.iterdir()])
+            others = (p for p in path.parent.iterdir() if p.is_dir() or p.suffix in _FILES)
+            near = did_you_mean(path.name, [other.name for other in others])
         raise DataError(f"no file or folder {name}; {near}give a {_KINDS} path that exists")
-    if path.is_file() and path.suffix.lower() not in (".npy", ".parquet"):
+    if path.is_file() and path.suffix.lower() not in _FILES:
         whole = path.suffix.lower() in (".csv", ".npz")
         cure = f"give freenergy.data.load({name!r}).x_train, or " if whole else "give "
         raise DataError(f"cannot read {name} in blocks: {cure}{_KINDS}, or a folder of shards")

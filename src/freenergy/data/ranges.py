@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from freenergy.random import RandomStream
 
-__all__ = ["Ranges", "divided", "drawn", "few_of", "within"]
+__all__ = ["SPREAD", "Ranges", "divided", "drawn", "few_of", "within"]
 
 Array: TypeAlias = NDArray[Any]
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 """Pairs of a first row and an end."""
 
-_SPREAD = 16
+SPREAD = 16
+"""Places over which a few rows are spread."""
 
 
 def few_of(ranges: Ranges, least: int) -> Array:
@@ -26,7 +27,7 @@ def few_of(ranges: Ranges, least: int) -> Array:
     >>> few_of(((0, 5),) * 100, 20).tolist()[:4]
     [2, 7, 12, 17]
     """
-    k = min(len(ranges), max(_SPREAD, least))
+    k = min(len(ranges), max(SPREAD, least))
     return ((np.arange(k) + 0.5) * len(ranges) / k).astype(np.int64)
 
 

@@ -19,7 +19,13 @@ from torch import Tensor
 from freenergy._version import __version__
 from freenergy.data import DataStream, as_stream
 from freenergy.distributed import group_now
-from freenergy.estimators.checkpoints import FitCheckpoint, FitIdentity, comparable, fingerprint
+from freenergy.estimators.checkpoints import (
+    FitCheckpoint,
+    FitIdentity,
+    comparable,
+    defaults_of,
+    fingerprint,
+)
 from freenergy.estimators.divergence import advice_for_divergence, in_own_words
 from freenergy.estimators.validation import (
     check_finite,
@@ -362,7 +368,7 @@ class TorchEstimator(BaseEstimator):
             extendable=self._is_extendable(),
             data=fingerprint(rows, getattr(self, "classes_", None)),
         )
-        return FitCheckpoint(self.checkpoint_dir, identity)
+        return FitCheckpoint(self.checkpoint_dir, identity, defaults_of(self))
 
     def _is_extendable(self) -> bool:
         """Whether a longer fit makes the same passes first."""

@@ -14,7 +14,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ from freenergy.training.run import versions
 from freenergy.training.stopping import StopTraining
 from freenergy.training.trainer import Trainer
 
-__all__ = ["FitCheckpoint", "FitIdentity", "Memory", "comparable", "fingerprint"]
+__all__ = ["FitCheckpoint", "FitIdentity", "Memory", "comparable", "defaults_of", "fingerprint"]
 
 _MEMORY = "memory."
 _BLOCK_ELEMENTS = 2**22
@@ -76,11 +77,18 @@ class FitIdentity:
     extendable: bool
     data: str
 
-    def differences(self, other: dict[str, Any]) -> list[str]:
-        """What another fit, as JSON gave it back, has otherwise, in words."""
+    def differences(
+        self, other: dict[str, Any], defaults: Mapping[str, dict[str, Any]] | None = None
+    ) -> list[str]:
+        """What another fit, as JSON gave it back, has otherwise, in words.
+
+        Parameters that an earlier version did not have are at their ``defaults``, of each class.
+        """
         if other["estimator"] != self.estimator:
             return [f"it is of a {other['estimator']}, not of a {self.estimator}"]
-        theirs, ours = other["parameters"], json.loads(json.dumps(self.parameters))
+        ours = json.loads(json.dumps(self.parameters))
+        _, theirs = _filled([self.estimator, other["parameters"]], defaults or {})
+        theirs.pop(self.passes, None)  # It stands beside the parameters.
         names = sorted(theirs.keys() | ours.keys())
         found = [
             f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
@@ -104,6 +112,8 @@ class FitCheckpoint:
     ----------
     folder : path-like
     identity : FitIdentity
+    defaults : mapping, default=None
+        As :func:`defaults_of` gives them.
 
     Attributes
     ----------
@@ -118,9 +128,15 @@ class FitCheckpoint:
         When the folder holds another fit, or a damaged file; the message says what to do.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], identity: FitIdentity) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        identity: FitIdentity,
+        defaults: Mapping[str, dict[str, Any]] | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.identity = identity
+        self._defaults = defaults
         self.memory: Memory | None = None
         self.stage = 0
         self._versions = versions()
@@ -224,7 +240,7 @@ class FitCheckpoint:
         fit = values.get("fit")
         if fit is None:
             raise CheckpointError(f"{self.path} holds no fit; choose another checkpoint_dir")
-        differences = self.identity.differences(fit)
+        differences = self.identity.differences(fit, self._defaults)
         # A file of a single function's minimum counts no passes.
         if not differences and values["epoch"] > self.identity.n_passes:
             differences = [
@@ -282,7 +298,8 @@ def fingerprint(rows: Rows | LabelledRows, classes: Any = None) -> str:
     if isinstance(rows, StreamedRows):
         # Of samples: nobody would read all rows a second time for it.
         stream = rows.stream
-        buffer = f"{stream.buffer_rows} {stream.block_rows}"  # The order of the rows is theirs.
+        # The order of the rows is theirs, and which rows are held out.
+        buffer = f"{stream.buffer_rows} {stream.block_rows} {_hash(stream.ranges)}"
         return f"{stream.fingerprint} {buffer} {_described(classes)}"
     digest = hashlib.sha256()
     if isinstance(rows, LabelledRows):
@@ -320,6 +337,36 @@ def comparable(parameters: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def defaults_of(estimator: BaseEstimator) -> dict[str, dict[str, Any]]:
+    """The defaults of an estimator and of its parts, by class, as :func:`comparable` has them.
+
+    Examples
+    --------
+    >>> import freenergy as fe
+    >>> found = defaults_of(fe.UnrolledRBMClassifier(fe.BernoulliRBM(8)))
+    >>> sorted(found), found["BernoulliRBM"]["n_components"]
+    (['BernoulliRBM', 'UnrolledRBMClassifier'], 256)
+    """
+    parts = [p for p in estimator.get_params().values() if isinstance(p, BaseEstimator)]
+    found = {}
+    for kind in {type(part) for part in (estimator, *parts)}:
+        # What has to be given has no default.
+        with suppress(TypeError):
+            found[kind.__name__] = comparable(kind().get_params(deep=False))
+    return found
+
+
+def _filled(value: Any, defaults: Mapping[str, dict[str, Any]]) -> Any:
+    """What stands for estimators, with the parameters that it lacks."""
+    if not isinstance(value, list):
+        return value
+    if len(value) > 1 and isinstance(value[0], str) and isinstance(value[1], dict):
+        kind, parameters, *rest = value
+        stored = {name: _filled(v, defaults) for name, v in parameters.items()}
+        return [kind, defaults.get(kind, {}) | stored, *rest]
+    return [_filled(v, defaults) for v in value]
+
+
 def _described(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return _fingerprint_of_model(value)
@@ -344,6 +391,10 @@ def _fingerprint_of_model(model: nn.Module) -> str:
         digest.update(name.encode())
         _add(digest, tensor.cpu().numpy())
     return digest.hexdigest()
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def _add(digest: Any, array: np.ndarray) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,10 +16,11 @@ from sklearn.utils.multiclass import type_of_target
 from freenergy import data
 from freenergy.data import DataError, Dataset, DataStream
 from freenergy.data.errors import blaming
+from freenergy.estimators.columns import categorical_columns
 from freenergy.estimators.validation import check_finite, check_targets
 from freenergy.names import did_you_mean
 from freenergy.studies.estimator_models import Model
-from freenergy.studies.hold_out import MOST_HELD_OUT, check_enough, divided, short_name
+from freenergy.studies.hold_out import MOST_HELD_OUT, check_enough, hold_out, short_name
 from freenergy.studies.run_data import is_streamed
 
 __all__ = ["ModelData", "given_rows", "open_model_data"]
@@ -88,7 +90,7 @@ def open_model_data(
     labels: str | None = None,
     binarize: float | None = None,
     dtype: str = "float32",
-    complete: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> ModelData:
     """What a model learns from, and what it is judged by.
 
@@ -103,9 +105,10 @@ def open_model_data(
     binarize : float, default=None
     dtype : {"float32", "float64"}, default="float32"
         Of the numbers, and of the model.
-    complete : bool, default=False
-        Refuse a table in which a number is missing, by its row in the file, of which the rows that
-        are learned from have no knowledge any more.
+    settings : mapping, default=None
+        Parameters of the model that are not at their defaults. Where they are given, and do not say
+        what to do about a missing number, one is refused by its row in the file, of which the rows
+        that are learned from know nothing any more.
 
     Returns
     -------
@@ -122,8 +125,8 @@ def open_model_data(
         return _streamed(model, name, labels, binarize, dtype)
     found = _loaded(model, name, labels, binarize, dtype)
     _check_targets(model, name, found.y)
-    if complete:
-        _check_complete(found)
+    if settings is not None:
+        _check_complete(model, found.x, settings)
     if model.learns == "classes" and found.y is not None and len(set(found.y.flat)) == 1:
         raise DataError(
             f"{model.name} learns to tell classes apart, and all labels of {name} are "
@@ -202,7 +205,8 @@ def _check_targets(model: Model, name: str, y: np.ndarray | None) -> None:
         and type_of_target(y).startswith("continuous")
     ):
         raise DataError(
-            f"{model.name} tells classes apart, and a label of {name} is {y.flat[0]:.6g}: give "
+            f"{model.name} tells classes apart, and a label of {name} is "
+            f"{y.flat[np.argmax(y.ravel() != np.floor(y.ravel()))]:.6g}: give "
             "classes, or train --model mlp-regressor"
         )
     if model.learns == "numbers" and y.dtype.kind not in "biuf":
@@ -212,13 +216,19 @@ def _check_targets(model: Model, name: str, y: np.ndarray | None) -> None:
         )
 
 
-def _check_complete(found: _Loaded) -> None:
+def _check_complete(model: Model, x: Rows, settings: Mapping[str, Any]) -> None:
     """Refuse a table with a missing number; other data are checked as they are loaded."""
-    if not hasattr(found.x, "iloc"):
+    if not hasattr(x, "iloc") or settings.get("missing") == "impute":
         return
-    numbers = found.x.select_dtypes("number")
-    values = numbers.to_numpy()
-    check_finite(values, np.array(numbers.columns), hint="remove it, or --set missing=impute")
+    names = list(x.columns)
+    asked = settings.get("categorical_features", model.parameters.get("categorical_features"))
+    categories = categorical_columns(x, asked, names)
+    values = np.zeros(x.shape)
+    for i, kind in enumerate(x.dtypes):
+        if kind.kind == "f" and i not in categories:
+            values[:, i] = x.iloc[:, i].to_numpy(dtype=np.float64, na_value=np.nan)
+    instead = ", or --set missing=impute" if "missing" in model.parameters else ""
+    check_finite(values, np.array(names), hint=f"remove the row{instead}")
 
 
 def _check_labels(model: Model, stream: DataStream, name: str) -> None:
@@ -236,7 +246,7 @@ def _streamed(
     if found.dtype != np.dtype(dtype) and dtype != "float32":
         raise DataError(f"{name} is streamed in the precision that it has: drop --dtype {dtype}")
     _check_labels(model, found, name)
-    kept, rest = divided(found, name)
+    kept, rest = hold_out(found, name, round(_SHARE * (found.n_rows or 0)))
     x, y = _sampled(rest, MOST_HELD_OUT)
     return ModelData(
         short_name(name),

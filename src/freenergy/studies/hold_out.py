@@ -6,7 +6,7 @@ from pathlib import Path
 
 from freenergy.data import DataError, DataStream
 
-__all__ = ["FEWEST", "MOST_BYTES", "MOST_HELD_OUT", "check_enough", "divided", "short_name"]
+__all__ = ["FEWEST", "MOST_BYTES", "MOST_HELD_OUT", "check_enough", "hold_out", "short_name"]
 
 FEWEST = 10
 """Rows that are needed, so that some can be held out."""
@@ -28,18 +28,17 @@ def check_enough(n_rows: int, name: str) -> None:
         raise DataError(f"{name} has {n_rows} rows; at least {FEWEST} are needed to hold some out")
 
 
-def divided(found: DataStream, name: str) -> tuple[DataStream, DataStream]:
-    """Rows to learn from, and a fifth held out, but no more than 10 000 or 256 MiB.
+def hold_out(found: DataStream, name: str, n: int) -> tuple[DataStream, DataStream]:
+    """Rows to learn from, and ``n`` held out, but at least 2, and no more than 10 000 or 256 MiB.
 
     Raises
     ------
     DataError
         When there are fewer than ten rows, or nobody knows how many.
     """
-    n = found.n_rows or 0
-    check_enough(n, name)
+    check_enough(found.n_rows or 0, name)
     most = max(1, MOST_BYTES // (found.width * found.dtype.itemsize))
-    return found.split(min(max(2, n // 5), MOST_HELD_OUT, most))
+    return found.split(min(max(2, n), MOST_HELD_OUT, most))
 
 
 def short_name(name: str) -> str:

@@ -21,7 +21,7 @@ from freenergy.data import DataError, Dataset, DataStream, Drawn
 from freenergy.models import Unit
 from freenergy.progress import Reporter
 from freenergy.random import RandomStream
-from freenergy.studies.hold_out import FEWEST, MOST_BYTES, MOST_HELD_OUT, divided, short_name
+from freenergy.studies.hold_out import FEWEST, MOST_BYTES, MOST_HELD_OUT, hold_out, short_name
 from freenergy.studies.results import split_held_out
 from freenergy.training import Rows, StreamedRows, as_rows
 
@@ -135,7 +135,7 @@ def open_data(name: str, binarize: float | None, labels: str | None = None) -> R
             )
         return _loaded(data.load(name, binarize=binarize))
     found = data.stream(name, binarize=binarize, labels=labels).within(0.0, 1.0)
-    kept, rest = divided(found, name)
+    kept, rest = hold_out(found, name, (found.n_rows or 0) // 5)
     held_out = rest.sample(MOST_HELD_OUT).rows.astype(np.float32)
     shape, fingerprint = found.image_shape, found.fingerprint
     return RunData(short_name(name), fingerprint, kept, held_out, shape, _is_binarized(kept))

@@ -104,8 +104,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is damaged, or no file of freenergy's ({error}); delete it and train again, "
-            "or restore a copy"
+            f"{path} is damaged ({error}); delete it and train again, or restore a copy"
         ) from error
     if metadata.get("format") != _FORMAT:
         raise CheckpointError(f"{path} was not written by freenergy (or by a newer version)")

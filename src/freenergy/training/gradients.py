@@ -218,10 +218,11 @@ class GradientEstimator(ABC):
         flat, parts = self._shared_gradients()
         weight_grad, visible_grad, hidden_grad, visible_mean, hidden_mean = parts
         self.group.sum_(flat)
+        if not self._moves_offsets:
+            return
         before = self._offset_visible.clone(), self._offset_hidden.clone()
-        if self._moves_offsets:
-            self._offset_visible.lerp_(visible_mean, _OFFSET_RATE)
-            self._offset_hidden.lerp_(hidden_mean, _OFFSET_RATE)
+        self._offset_visible.lerp_(visible_mean, _OFFSET_RATE)
+        self._offset_hidden.lerp_(hidden_mean, _OFFSET_RATE)
         if self.options.centered:
             weight_grad.addr_(self._offset_visible - before[0], hidden_grad, alpha=-1)
             weight_grad.addr_(visible_grad, self._offset_hidden - before[1], alpha=-1)

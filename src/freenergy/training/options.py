@@ -176,7 +176,8 @@ class TrainingOptions(LoopOptions):
     persistent : bool, default=True
         Whether mean-field states go on from update to update, or start at each batch.
     centered : bool, default=True
-        Subtract running means of the units in the gradient, which makes it invariant to flips.
+        Subtract running means of the units in the gradient, which makes it invariant to flips (but
+        for a sparsity target, which tells on from off).
     sparsity_target : float or None, default=None
         Activity *p* in (0, 1) that each hidden unit is drawn to: the mean of its states over the
         data, as a share of their range. It makes features sparse, and keeps the couplings of units
