@@ -100,8 +100,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Unsupervis
         Required by ``weight_constraint``.
     sparsity_target : float or None, default=None
         Share of the rows, in (0, 1), for which each hidden unit is drawn to be on. Features that
-        are seldom on serve a classifier better, and with ``method="emf"`` their couplings stay
-        where mean field holds; 0.15 is a good start.
+        are seldom on serve a linear classifier better; 0.15 is a good start.
     sparsity_cost : float, default=0.0
         Weight of the penalty that draws them, :math:`\mathrm{KL}(p \| q_j)` of each unit, beside
         the negative log-likelihood of a row; 0.5 is a good start.
