@@ -21,7 +21,14 @@ from freenergy.data import DataError, Dataset, DataStream, Drawn
 from freenergy.models import Unit
 from freenergy.progress import Reporter
 from freenergy.random import RandomStream
-from freenergy.studies.hold_out import FEWEST, MOST_BYTES, MOST_HELD_OUT, hold_out, short_name
+from freenergy.studies.hold_out import (
+    FEWEST,
+    MOST_BYTES,
+    MOST_HELD_OUT,
+    check_enough,
+    hold_out,
+    short_name,
+)
 from freenergy.studies.results import split_held_out
 from freenergy.training import Rows, StreamedRows, as_rows
 
@@ -271,8 +278,7 @@ def _drawn(
         found = found.encoded(lambda y: y)  # So that a label that is missing is found.
     most = max(FEWEST, MOST_BYTES // (found.width * np.dtype(np.float32).itemsize))
     rows, labels_ = found.draw(most if n_rows is None else n_rows, RandomStream(0))
-    if len(rows) < FEWEST:
-        raise DataError(f"{name} has {len(rows)} rows; at least {FEWEST} are needed")
+    check_enough(len(rows), name)
     order = RandomStream(1).permutation(len(rows)).numpy()
     n_held_out = min(math.ceil(len(rows) / 5), MOST_HELD_OUT)
     test, train = order[:n_held_out], order[n_held_out:]
